@@ -1,0 +1,73 @@
+// Package provisioner is the contract between Berth's controllers and the
+// drivers that own storage.
+//
+// A driver is any controller.Provisioner of
+// sigs.k8s.io/sig-storage-lib-external-provisioner, together with that
+// library's optional interfaces (controller.Qualifier,
+// controller.DeletionGuard, controller.BlockProvisioner), so a driver written
+// for the library plugs in unchanged. The optional interfaces in this package
+// add what the library has no words for; the controllers find them by type
+// assertion.
+package provisioner
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
+)
+
+// Driver creates and deletes volumes. Its calls are idempotent by volume name:
+// a call repeated after a crash finishes what the first one began.
+//
+// Provision must fill in the volume's capacity, access modes, reclaim policy,
+// mount options, volume mode, node affinity and source; the controller adds
+// the claim reference, the class, the finalizer and the provisioned-by
+// annotation.
+type Driver = controller.Provisioner
+
+// Inventory is implemented by drivers that can list what they keep, so that
+// storage left behind by a crash can be found.
+type Inventory interface {
+	// Volumes yields every volume the driver keeps a record of. An error ends
+	// the sequence; what was yielded before it is valid.
+	Volumes(ctx context.Context) iter.Seq2[Record, error]
+
+	// Discard drops a volume that no PersistentVolume was ever seen for. It
+	// must not be able to destroy data: storage that holds anything is left as
+	// it is, and ErrNotEmpty returned. A volume the driver does not know is no
+	// error.
+	Discard(ctx context.Context, volume string) error
+}
+
+// BackgroundWorker is implemented by drivers with work that outlives a call,
+// such as emptying the trash. The work runs on the elected leader only.
+type BackgroundWorker interface {
+	// Run works until ctx ends, and returns nil then.
+	Run(ctx context.Context) error
+}
+
+// Record is what a driver knows of a volume without asking Kubernetes.
+type Record struct {
+	// Volume is the name of the PersistentVolume.
+	Volume string
+	// Claim is the claim the volume was made for.
+	Claim types.NamespacedName
+	// ClaimUID is the UID of that claim.
+	ClaimUID types.UID
+	// Created is when the driver began to make the volume.
+	Created time.Time
+}
+
+// Undoer is implemented by drivers for which taking back a volume that was
+// never bound differs from deleting one. Without it the controllers call
+// Delete.
+type Undoer interface {
+	// Undo removes what Provision made for volume, whatever the reclaim policy
+	// and the class's parameters say, since nobody can have written to it.
+	// Storage that existed before Provision is let go, never removed. A volume
+	// the driver does not know is no error.
+	Undo(ctx context.Context, volume string) error
+}
