@@ -1,0 +1,274 @@
+package controllers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/berth-storage/berth/internal/crashpoint"
+	"github.com/berth-storage/berth/provisioner"
+)
+
+// DefaultBindGrace is how long kube-controller-manager has to bind a volume
+// before BindReconciler does.
+const DefaultBindGrace = 500 * time.Millisecond
+
+// BindReconciler binds the volumes of our drivers that kube-controller-manager
+// has not bound within a grace. What it writes is what kube-controller-manager
+// would have written (pkg/controller/volume/persistentvolume/pv_controller.go,
+// bind), in the same order, so either can finish what the other began.
+type BindReconciler struct {
+	// Client reads from the cache and writes to the API server.
+	Client client.Client
+	// Drivers are found by a volume's provisioned-by annotation.
+	Drivers *provisioner.Registry
+	// Metrics counts binds and repairs.
+	Metrics *Metrics
+	// Clock is the time of the grace.
+	Clock clock.PassiveClock
+	// Grace is how long kube-controller-manager has before this reconciler
+	// binds a volume itself.
+	Grace time.Duration
+
+	pacer *bindPacer
+}
+
+// +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=persistentvolumes/status,verbs=patch
+// +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups="",resources=persistentvolumeclaims/status,verbs=patch
+
+// SetupWithManager registers the reconciler, with at most workers binds in work
+// at a time.
+func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
+	if r.Client == nil || r.Drivers == nil || r.Metrics == nil || r.Clock == nil {
+		return fmt.Errorf("set up bind reconciler: Client, Drivers, Metrics and Clock are required")
+	}
+	r.pacer = newBindPacer(r.Clock, bindPace{
+		Settle:     r.Grace / 5,
+		Grace:      r.Grace,
+		NextInLine: 20,
+		GiveUp:     10 * r.Grace,
+	})
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("bind").
+		For(&corev1.PersistentVolume{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
+		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.volumesOfClaim), builder.WithPredicates(bindingMoved)).
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: workers,
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry),
+		}).
+		Complete(r)
+}
+
+func (r *BindReconciler) concerns(o client.Object) bool {
+	return r.Drivers.Serves(o.GetAnnotations()[volumehelpers.AnnDynamicallyProvisioned])
+}
+
+// bindingMoved passes the changes of a claim that matter to its bind.
+var bindingMoved = predicate.Funcs{
+	CreateFunc: func(event.CreateEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*corev1.PersistentVolumeClaim)
+		after, ok2 := e.ObjectNew.(*corev1.PersistentVolumeClaim)
+		return ok && ok2 && (isTriggered(before) != isTriggered(after) ||
+			before.Spec.VolumeName != after.Spec.VolumeName ||
+			before.Status.Phase != after.Status.Phase)
+	},
+	DeleteFunc:  func(event.DeleteEvent) bool { return true },
+	GenericFunc: func(event.GenericEvent) bool { return false },
+}
+
+func (r *BindReconciler) volumesOfClaim(ctx context.Context, o client.Object) []reconcile.Request {
+	return volumeRequests(ctx, r.Client, client.ObjectKeyFromObject(o), r.concerns)
+}
+
+// isTriggered reports whether kube-controller-manager has asked for a volume
+// for claim, which is the last it writes to a claim before the bind, or will
+// not since the claim has a volume.
+func isTriggered(claim *corev1.PersistentVolumeClaim) bool {
+	return claim.Spec.VolumeName != "" ||
+		claim.Annotations[volumehelpers.AnnStorageProvisioner] != "" ||
+		claim.Annotations[volumehelpers.AnnBetaStorageProvisioner] != ""
+}
+
+// bindProgress is how far the bind of a volume and its claim has come.
+type bindProgress int
+
+const (
+	// bindMoot: there is no claim to bind, or it is bound elsewhere.
+	bindMoot bindProgress = iota
+	// bindOpen: something is left to write.
+	bindOpen
+	// bindLost: the claim was bound, then marked Lost although its volume is
+	// there.
+	bindLost
+	// bindDone: both are Bound.
+	bindDone
+)
+
+// decideBind says how far the bind of volume has come. claim is the claim that
+// volume refers to by name, nil when there is none.
+func decideBind(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) bindProgress {
+	ref := volume.Spec.ClaimRef
+	switch {
+	case ref == nil || claim == nil || ref.UID != claim.UID || volume.DeletionTimestamp != nil:
+		return bindMoot
+	case claim.Spec.VolumeName == "" && claim.DeletionTimestamp != nil:
+		return bindMoot
+	case claim.Spec.VolumeName != "" && claim.Spec.VolumeName != volume.Name:
+		return bindMoot
+	case claim.Spec.VolumeName == volume.Name && claim.Status.Phase == corev1.ClaimLost:
+		return bindLost
+	case claim.Spec.VolumeName == volume.Name && claim.Status.Phase == corev1.ClaimBound && volume.Status.Phase == corev1.VolumeBound:
+		return bindDone
+	}
+	return bindOpen
+}
+
+// Reconcile binds one volume when it is time.
+func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	volume := &corev1.PersistentVolume{}
+	if err := r.Client.Get(ctx, req.NamespacedName, volume); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	claim, err := r.claimOf(ctx, volume)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	switch decideBind(volume, claim) {
+	case bindDone:
+		if waited := r.pacer.Forget(volume.UID); waited > 0 {
+			r.Metrics.bindSeconds.WithLabelValues(binderCluster).Observe(waited.Seconds())
+		}
+		return reconcile.Result{}, nil
+	case bindMoot:
+		r.pacer.Forget(volume.UID)
+		return reconcile.Result{}, nil
+	case bindLost:
+		return reconcile.Result{}, r.repairLost(ctx, volume, claim)
+	}
+	if wait := r.pacer.Wait(volume.UID, isTriggered(claim)); wait > 0 {
+		return reconcile.Result{RequeueAfter: wait}, nil
+	}
+	err = r.bind(ctx, volume, claim)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return reconcile.Result{RequeueAfter: r.Grace}, nil // decide anew when the cache has caught up
+	}
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	waited := r.pacer.Forget(volume.UID)
+	r.Metrics.bindSeconds.WithLabelValues(binderBerth).Observe(waited.Seconds())
+	log.FromContext(ctx).V(1).Info("Bound volume", "volume", volume.Name, "claim", client.ObjectKeyFromObject(claim), "duration", waited.String())
+	return reconcile.Result{}, nil
+}
+
+// claimOf returns the cached claim that volume refers to, nil when there is
+// none.
+func (r *BindReconciler) claimOf(ctx context.Context, volume *corev1.PersistentVolume) (*corev1.PersistentVolumeClaim, error) {
+	ref := volume.Spec.ClaimRef
+	if ref == nil {
+		return nil, nil
+	}
+	claim := &corev1.PersistentVolumeClaim{}
+	err := r.Client.Get(ctx, types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, claim)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return claim, err
+}
+
+// bind writes what is left to write: the volume's phase, the claim's volume,
+// the claim's phase, in kube-controller-manager's order.
+func (r *BindReconciler) bind(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
+	if volume.Status.Phase != corev1.VolumeBound {
+		// The resource version makes sure that a volume whose claim has gone,
+		// and which is being taken back, is not called Bound.
+		err := r.patchStatus(ctx, volume.DeepCopy(), map[string]any{
+			"metadata": map[string]any{"uid": volume.UID, "resourceVersion": volume.ResourceVersion},
+			"status":   map[string]any{"phase": corev1.VolumeBound},
+		})
+		if err != nil {
+			return fmt.Errorf("set the volume's phase: %w", err)
+		}
+		crashpoint.Reach(crashpoint.VolumePhaseBound)
+	}
+	if claim.Spec.VolumeName == "" {
+		if err := r.patchClaim(ctx, volume, claim); err != nil {
+			return fmt.Errorf("set the claim's volume: %w", err)
+		}
+		crashpoint.Reach(crashpoint.ClaimSpecBound)
+	}
+	if err := r.patchClaimStatus(ctx, volume, claim); err != nil {
+		return fmt.Errorf("set the claim's phase: %w", err)
+	}
+	crashpoint.Reach(crashpoint.ClaimPhaseBound)
+	return nil
+}
+
+func (r *BindReconciler) patchClaim(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{
+			"uid": claim.UID,
+			"annotations": map[string]string{
+				volumehelpers.AnnBindCompleted:     "yes",
+				volumehelpers.AnnBoundByController: "yes",
+			},
+		},
+		"spec": map[string]any{"volumeName": volume.Name},
+	})
+	if err != nil {
+		return err
+	}
+	return r.Client.Patch(ctx, claim.DeepCopy(), client.RawPatch(types.StrategicMergePatchType, patch))
+}
+
+func (r *BindReconciler) patchClaimStatus(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
+	return r.patchStatus(ctx, claim.DeepCopy(), map[string]any{
+		"metadata": map[string]any{"uid": claim.UID},
+		"status": map[string]any{
+			"phase":       corev1.ClaimBound,
+			"accessModes": volume.Spec.AccessModes,
+			"capacity":    volume.Spec.Capacity,
+		},
+	})
+}
+
+// patchStatus merges strategically: a JSON merge patch would drop the
+// conditions that others write.
+func (r *BindReconciler) patchStatus(ctx context.Context, object client.Object, patch map[string]any) error {
+	text, err := json.Marshal(patch)
+	if err != nil {
+		return err
+	}
+	return r.Client.Status().Patch(ctx, object, client.RawPatch(types.StrategicMergePatchType, text))
+}
+
+// repairLost puts right a claim that kube-controller-manager called Lost before
+// it had seen the claim's volume.
+func (r *BindReconciler) repairLost(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
+	if err := r.patchClaimStatus(ctx, volume, claim); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("repair lost claim: %w", err)
+	}
+	r.Metrics.lostRepaired.Inc()
+	log.FromContext(ctx).Info("Repaired a claim that was marked Lost although its volume is there", "claim", client.ObjectKeyFromObject(claim), "volume", volume.Name)
+	return nil
+}

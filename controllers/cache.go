@@ -1,0 +1,67 @@
+package controllers
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	toolscache "k8s.io/client-go/tools/cache"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// CacheOptions returns what the manager's cache needs to hold for the
+// reconcilers of this package, and nothing else: an object that is none of
+// Berth's business costs its name, and no cached object may be written back.
+//
+// serves tells whether a driver is registered under a provisioner's name.
+func CacheOptions(serves func(string) bool) cache.Options {
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.PersistentVolumeClaim{}: {Transform: slimClaim},
+			&corev1.PersistentVolume{}:      {Transform: slimVolume(serves)},
+		},
+	}
+}
+
+func slimClaim(o any) (any, error) {
+	claim, ok := o.(*corev1.PersistentVolumeClaim)
+	if !ok {
+		return o, nil
+	}
+	claim.ManagedFields = nil
+	delete(claim.Annotations, corev1.LastAppliedConfigAnnotation)
+	if claim.Spec.VolumeName != "" {
+		claim.Labels, claim.Annotations, claim.OwnerReferences = nil, nil, nil
+		claim.Spec = corev1.PersistentVolumeClaimSpec{
+			VolumeName:       claim.Spec.VolumeName,
+			StorageClassName: claim.Spec.StorageClassName,
+		}
+		claim.Status = corev1.PersistentVolumeClaimStatus{Phase: claim.Status.Phase}
+	}
+	return claim, nil
+}
+
+func slimVolume(serves func(string) bool) toolscache.TransformFunc {
+	return func(o any) (any, error) {
+		volume, ok := o.(*corev1.PersistentVolume)
+		if !ok {
+			return o, nil
+		}
+		volume.ManagedFields = nil
+		delete(volume.Annotations, corev1.LastAppliedConfigAnnotation)
+		if isTaken(volume) && !serves(volume.Annotations[volumehelpers.AnnDynamicallyProvisioned]) {
+			volume.Labels, volume.Annotations, volume.OwnerReferences = nil, nil, nil
+			volume.Spec = corev1.PersistentVolumeSpec{ClaimRef: volume.Spec.ClaimRef}
+		}
+		return volume, nil
+	}
+}
+
+// isTaken reports whether no unbound claim can be given volume.
+func isTaken(volume *corev1.PersistentVolume) bool {
+	switch volume.Status.Phase {
+	case corev1.VolumeBound, corev1.VolumeReleased, corev1.VolumeFailed:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,360 @@
+package controllers
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
+
+	"github.com/berth-storage/berth/internal/crashpoint"
+	"github.com/berth-storage/berth/provisioner"
+)
+
+const (
+	// minRetry and maxRetry bound the backoff of a failing claim or volume.
+	minRetry = time.Second
+	maxRetry = 5 * time.Minute
+
+	// slowProvisioning is how long a driver may take before the claim is told
+	// that it is being worked on.
+	slowProvisioning = time.Second
+
+	// annAlphaSelectedNode is the old form of AnnSelectedNode.
+	annAlphaSelectedNode = "volume.alpha.kubernetes.io/selected-node"
+)
+
+// ClaimReconciler makes volumes for claims: it resolves the claim's class, has
+// a driver make the storage, and writes the PersistentVolume. Binding the two
+// is the cluster's work, or BindReconciler's.
+type ClaimReconciler struct {
+	// Client reads from the cache and writes to the API server.
+	Client client.Client
+	// APIReader reads from the API server.
+	APIReader client.Reader
+	// Drivers are found by the provisioner that a class names.
+	Drivers *provisioner.Registry
+	// Events is where events about claims go.
+	Events events.EventRecorder
+	// Clock is the time of retries.
+	Clock clock.WithDelayedExecution
+
+	infeasible *infeasibleClaims
+}
+
+// +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;create
+// +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=get;list;watch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// SetupWithManager registers the reconciler, with at most workers claims in
+// work at a time.
+func (r *ClaimReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
+	if r.Client == nil || r.APIReader == nil || r.Drivers == nil || r.Events == nil || r.Clock == nil {
+		return fmt.Errorf("set up claim reconciler: Client, APIReader, Drivers, Events and Clock are required")
+	}
+	r.infeasible = newInfeasibleClaims(r.Clock, maxRetry)
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("claim").
+		For(&corev1.PersistentVolumeClaim{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
+		Watches(&storagev1.StorageClass{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfClass)).
+		Watches(&corev1.PersistentVolume{}, handler.EnqueueRequestsFromMapFunc(r.claimsThatLost), builder.WithPredicates(volumeBecameUnavailable)).
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: workers,
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry),
+		}).
+		Complete(r)
+}
+
+// concerns drops claims that can't need a volume of ours before they are
+// queued. A claim whose class is not there yet passes.
+func (r *ClaimReconciler) concerns(o client.Object) bool {
+	claim, ok := o.(*corev1.PersistentVolumeClaim)
+	if !ok || claimNeedsNoVolume(claim) != "" {
+		return false
+	}
+	choice, err := r.chooseClass(context.Background(), claim)
+	if err != nil {
+		return true
+	}
+	return choice.Class == nil && choice.Name != "" || choice.Class != nil && r.Drivers.Serves(choice.Class.Provisioner)
+}
+
+// claimsOfClass finds the claims that a change of a class may concern: those
+// that name it, and those that name none, should it be the default.
+func (r *ClaimReconciler) claimsOfClass(ctx context.Context, o client.Object) []reconcile.Request {
+	var requests []reconcile.Request
+	for _, key := range []string{o.GetName(), ""} {
+		requests = append(requests, r.unboundClaims(ctx, key)...)
+	}
+	return requests
+}
+
+// claimsThatLost finds the claims that may have waited for a volume which is
+// no longer to be had.
+func (r *ClaimReconciler) claimsThatLost(ctx context.Context, o client.Object) []reconcile.Request {
+	volume, ok := o.(*corev1.PersistentVolume)
+	if !ok {
+		return nil
+	}
+	if ref := volume.Spec.ClaimRef; ref != nil {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}}}
+	}
+	return r.unboundClaims(ctx, volumehelpers.GetPersistentVolumeClass(volume))
+}
+
+func (r *ClaimReconciler) unboundClaims(ctx context.Context, class string) []reconcile.Request {
+	var list corev1.PersistentVolumeClaimList
+	if err := r.Client.List(ctx, &list, client.MatchingFields{indexUnboundClass: class}, client.UnsafeDisableDeepCopy); err != nil {
+		log.FromContext(ctx).Error(err, "List unbound claims", "class", class)
+		return nil
+	}
+	requests := make([]reconcile.Request, len(list.Items))
+	for i := range list.Items {
+		requests[i].NamespacedName = client.ObjectKeyFromObject(&list.Items[i])
+	}
+	return requests
+}
+
+// volumeBecameUnavailable passes the moments at which a claim that was left to
+// an existing volume has to be looked at again.
+var volumeBecameUnavailable = predicate.Funcs{
+	CreateFunc: func(event.CreateEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*corev1.PersistentVolume)
+		after, ok2 := e.ObjectNew.(*corev1.PersistentVolume)
+		return ok && ok2 && before.Status.Phase == corev1.VolumeAvailable && after.Status.Phase != corev1.VolumeAvailable
+	},
+	DeleteFunc:  func(event.DeleteEvent) bool { return true },
+	GenericFunc: func(event.GenericEvent) bool { return false },
+}
+
+// Reconcile brings one claim as far as its volume's creation.
+func (r *ClaimReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	claim := &corev1.PersistentVolumeClaim{}
+	if err := r.Client.Get(ctx, req.NamespacedName, claim); err != nil {
+		r.infeasible.Forget(req.NamespacedName)
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	choice, err := r.chooseClass(ctx, claim)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	volumes, err := r.bindableVolumes(ctx, claim)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	decision, err := decideClaim(claim, choice, r.Drivers.Serves, volumes)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	switch decision.Action {
+	case claimAssignClass:
+		return reconcile.Result{}, r.assignClass(ctx, claim, choice.Class)
+	case claimProvision:
+		return r.provision(ctx, claim, choice.Class)
+	}
+	log.FromContext(ctx).V(1).Info("Nothing to do for claim", "reason", decision.Reason)
+	return reconcile.Result{}, nil
+}
+
+func (r *ClaimReconciler) chooseClass(ctx context.Context, claim *corev1.PersistentVolumeClaim) (classChoice, error) {
+	var list storagev1.StorageClassList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return classChoice{}, fmt.Errorf("list classes: %w", err)
+	}
+	classes := make([]*storagev1.StorageClass, len(list.Items))
+	for i := range list.Items {
+		classes[i] = &list.Items[i]
+	}
+	return chooseClass(claim, classes), nil
+}
+
+// bindableVolumes lists the volumes the cluster could bind to claim.
+func (r *ClaimReconciler) bindableVolumes(ctx context.Context, claim *corev1.PersistentVolumeClaim) ([]*corev1.PersistentVolume, error) {
+	reserved, err := volumesReferringTo(ctx, r.Client, client.ObjectKeyFromObject(claim))
+	if err != nil {
+		return nil, err
+	}
+	available, err := listVolumes(ctx, r.Client, indexAvailableClass, volumehelpers.GetPersistentVolumeClaimClass(claim))
+	if err != nil {
+		return nil, err
+	}
+	return append(reserved, available...), nil
+}
+
+// assignClass writes the default class into a claim that names none, since
+// Kubernetes binds no volume whose class differs from its claim's. The change
+// brings the claim back here.
+func (r *ClaimReconciler) assignClass(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
+	patch := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	claim.Spec.StorageClassName = &class.Name
+	err := r.Client.Patch(ctx, claim, patch)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil // it changed meanwhile, and the change brings it back
+	}
+	if err != nil {
+		return fmt.Errorf("assign default class %q: %w", class.Name, err)
+	}
+	log.FromContext(ctx).Info("Assigned the default class", "class", class.Name)
+	return nil
+}
+
+// provision has the driver make the storage, then writes the volume.
+func (r *ClaimReconciler) provision(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (reconcile.Result, error) {
+	start := r.Clock.Now()
+	key := client.ObjectKeyFromObject(claim)
+	request, err := digestRequest(claim, class)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if wait := r.infeasible.Wait(key, request); wait > 0 {
+		return reconcile.Result{RequeueAfter: wait}, nil
+	}
+
+	driver, ok := r.Drivers.Get(class.Provisioner)
+	if !ok {
+		return reconcile.Result{}, nil
+	}
+	if q, ok := provisioner.As[libcontroller.Qualifier](driver); ok && !q.ShouldProvision(ctx, claim) {
+		return reconcile.Result{}, nil
+	}
+	options := libcontroller.ProvisionOptions{
+		StorageClass:     class.DeepCopy(),
+		PVName:           volumeNameFor(claim),
+		PVC:              claim,
+		SelectedNodeName: selectedNode(claim),
+	}
+	volume, state, err := r.callDriver(ctx, driver, options)
+	if err != nil {
+		return r.provisioningFailed(ctx, claim, class, request, state, err)
+	}
+
+	completeVolume(volume, claim, class)
+	if err := r.createVolume(ctx, volume, claim); err != nil {
+		warn(r.Events, claim, reasonProvisioningFailed, actionProvision, "Error creating provisioned PV object for claim %s: %v", key, err)
+		return reconcile.Result{}, err
+	}
+	crashpoint.Reach(crashpoint.VolumeCreated)
+	r.infeasible.Forget(key)
+	tell(r.Events, claim, reasonProvisioningSucceeded, actionProvision, "Successfully provisioned volume %s", volume.Name)
+	log.FromContext(ctx).Info("Provisioned volume", "claim", key, "volume", volume.Name, "class", class.Name,
+		"driver", class.Provisioner, "duration", r.Clock.Since(start).String())
+	return reconcile.Result{}, nil
+}
+
+// callDriver calls Provision, and tells the claim about it when it takes long.
+func (r *ClaimReconciler) callDriver(ctx context.Context, driver provisioner.Driver, options libcontroller.ProvisionOptions) (*corev1.PersistentVolume, libcontroller.ProvisioningState, error) {
+	if b, ok := provisioner.As[libcontroller.BlockProvisioner](driver); isBlock(options.PVC) && (!ok || !b.SupportsBlock(ctx)) {
+		return nil, libcontroller.ProvisioningFinished, provisioner.Infeasible("spec.volumeMode", string(corev1.PersistentVolumeBlock),
+			"%s does not support block volumes; set volumeMode to Filesystem", options.StorageClass.Provisioner)
+	}
+	slow := r.Clock.AfterFunc(slowProvisioning, func() {
+		tell(r.Events, options.PVC, reasonProvisioning, actionProvision,
+			"External provisioner is provisioning volume for claim %q", client.ObjectKeyFromObject(options.PVC).String())
+	})
+	defer slow.Stop()
+	volume, state, err := driver.Provision(ctx, options)
+	if err != nil {
+		return nil, state, err
+	}
+	return volume, state, checkVolumeSatisfiesClaim(volume, options.PVC)
+}
+
+// provisioningFailed tells the claim what went wrong and says when to try again.
+func (r *ClaimReconciler) provisioningFailed(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, request requestDigest, state libcontroller.ProvisioningState, err error) (reconcile.Result, error) {
+	if provisioner.IsIgnored(err) {
+		log.FromContext(ctx).V(1).Info("The driver left the claim to another", "reason", err.Error())
+		return reconcile.Result{}, nil
+	}
+	warn(r.Events, claim, reasonProvisioningFailed, actionProvision, "failed to provision volume with StorageClass %q: %v", class.Name, err)
+	switch {
+	case provisioner.IsInfeasible(err):
+		log.FromContext(ctx).Info("The claim can't be provisioned until it or its class changes", "class", class.Name, "reason", err.Error())
+		return reconcile.Result{RequeueAfter: r.infeasible.Add(client.ObjectKeyFromObject(claim), request)}, nil
+	case state == libcontroller.ProvisioningReschedule && selectedNode(claim) != "":
+		return reconcile.Result{}, r.reschedule(ctx, claim)
+	}
+	return reconcile.Result{}, fmt.Errorf("provision with class %q: %w", class.Name, err)
+}
+
+// reschedule gives the claim back to the scheduler, which chooses another node.
+func (r *ClaimReconciler) reschedule(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+	patch := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	node := selectedNode(claim)
+	delete(claim.Annotations, volumehelpers.AnnSelectedNode)
+	delete(claim.Annotations, annAlphaSelectedNode)
+	if err := r.Client.Patch(ctx, claim, patch); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("give the claim back to the scheduler: %w", err)
+	}
+	log.FromContext(ctx).Info("Gave the claim back to the scheduler", "node", node)
+	return nil
+}
+
+// completeVolume adds to what the driver made all that the cluster needs to
+// bind it, so that one write is enough.
+func completeVolume(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) {
+	volume.Spec.ClaimRef = &corev1.ObjectReference{
+		APIVersion:      "v1",
+		Kind:            "PersistentVolumeClaim",
+		Namespace:       claim.Namespace,
+		Name:            claim.Name,
+		UID:             claim.UID,
+		ResourceVersion: claim.ResourceVersion,
+	}
+	volume.Spec.StorageClassName = class.Name
+	metav1.SetMetaDataAnnotation(&volume.ObjectMeta, volumehelpers.AnnDynamicallyProvisioned, class.Provisioner)
+	if volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
+		controllerutil.AddFinalizer(volume, volumehelpers.PVDeletionProtectionFinalizer)
+	}
+}
+
+// createVolume writes volume. One that an earlier attempt wrote for the same
+// claim is as good.
+func (r *ClaimReconciler) createVolume(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
+	err := r.Client.Create(ctx, volume)
+	if !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	existing := &corev1.PersistentVolume{}
+	if err := r.APIReader.Get(ctx, client.ObjectKeyFromObject(volume), existing); err != nil {
+		return err
+	}
+	if existing.Spec.ClaimRef == nil || existing.Spec.ClaimRef.UID != claim.UID {
+		return fmt.Errorf("a PersistentVolume %q exists and belongs to another claim; delete or rename it", volume.Name)
+	}
+	return nil
+}
+
+// volumeNameFor is the name every external provisioner gives a claim's volume.
+func volumeNameFor(claim *corev1.PersistentVolumeClaim) string {
+	return "pvc-" + string(claim.UID)
+}
+
+func selectedNode(claim *corev1.PersistentVolumeClaim) string {
+	return cmp.Or(claim.Annotations[volumehelpers.AnnSelectedNode], claim.Annotations[annAlphaSelectedNode])
+}
+
+func isBlock(claim *corev1.PersistentVolumeClaim) bool {
+	return claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock
+}

@@ -1,0 +1,244 @@
+package controllers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
+
+	"github.com/berth-storage/berth/internal/crashpoint"
+	"github.com/berth-storage/berth/provisioner"
+)
+
+// VolumeReconciler ends volumes: by policy when their claim is gone, and at
+// once, whatever the policy, when they were made but never bound. It also keeps
+// their finalizer in step with their reclaim policy.
+type VolumeReconciler struct {
+	// Client reads from the cache and writes to the API server.
+	Client client.Client
+	// APIReader reads from the API server. Nothing is destroyed on the word of
+	// a cache.
+	APIReader client.Reader
+	// Drivers are found by a volume's provisioned-by annotation.
+	Drivers *provisioner.Registry
+	// Events is where events about volumes go.
+	Events events.EventRecorder
+	// Clock times deletions.
+	Clock clock.PassiveClock
+}
+
+// +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;patch;delete
+// +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// SetupWithManager registers the reconciler, with at most workers volumes in
+// work at a time.
+func (r *VolumeReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
+	if r.Client == nil || r.APIReader == nil || r.Drivers == nil || r.Events == nil || r.Clock == nil {
+		return fmt.Errorf("set up volume reconciler: Client, APIReader, Drivers, Events and Clock are required")
+	}
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("volume").
+		For(&corev1.PersistentVolume{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
+		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.volumesOfClaim), builder.WithPredicates(claimLetsGo)).
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: workers,
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry),
+		}).
+		Complete(r)
+}
+
+func (r *VolumeReconciler) concerns(o client.Object) bool {
+	return r.Drivers.Serves(o.GetAnnotations()[volumehelpers.AnnDynamicallyProvisioned])
+}
+
+// claimLetsGo passes the moments at which a claim gives up a volume: it is
+// deleted, or bound (perhaps elsewhere).
+var claimLetsGo = predicate.Funcs{
+	CreateFunc: func(event.CreateEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*corev1.PersistentVolumeClaim)
+		after, ok2 := e.ObjectNew.(*corev1.PersistentVolumeClaim)
+		return ok && ok2 && (before.Spec.VolumeName != after.Spec.VolumeName || before.UID != after.UID)
+	},
+	DeleteFunc:  func(event.DeleteEvent) bool { return true },
+	GenericFunc: func(event.GenericEvent) bool { return false },
+}
+
+func (r *VolumeReconciler) volumesOfClaim(ctx context.Context, o client.Object) []reconcile.Request {
+	return volumeRequests(ctx, r.Client, client.ObjectKeyFromObject(o), r.concerns)
+}
+
+// Reconcile decides on the cache's word first, which costs nothing and suffices
+// for almost every volume, and again on the API server's before it destroys.
+func (r *VolumeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	volume := &corev1.PersistentVolume{}
+	if err := r.Client.Get(ctx, req.NamespacedName, volume); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	action, err := r.decide(ctx, r.Client, volume)
+	if err != nil || action == volumeLeave {
+		return reconcile.Result{}, err
+	}
+
+	volume = &corev1.PersistentVolume{}
+	if err := r.APIReader.Get(ctx, req.NamespacedName, volume); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if action, err = r.decide(ctx, r.APIReader, volume); err != nil {
+		return reconcile.Result{}, err
+	}
+	switch action {
+	case volumeUndo:
+		err = r.undo(ctx, volume)
+	case volumeReclaim:
+		err = r.reclaim(ctx, volume)
+	case volumeProtect:
+		err = r.setFinalizer(ctx, volume, true)
+	case volumeUnprotect:
+		err = r.setFinalizer(ctx, volume, false)
+	}
+	return reconcile.Result{}, err
+}
+
+// decide reads the claim of volume through reader and applies decideVolume.
+func (r *VolumeReconciler) decide(ctx context.Context, reader client.Reader, volume *corev1.PersistentVolume) (volumeAction, error) {
+	ref := volume.Spec.ClaimRef
+	if ref == nil || !r.concerns(volume) {
+		return volumeLeave, nil
+	}
+	claim := &corev1.PersistentVolumeClaim{}
+	err := reader.Get(ctx, types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, claim)
+	if apierrors.IsNotFound(err) {
+		return decideVolume(volume, nil), nil
+	}
+	if err != nil {
+		return volumeLeave, fmt.Errorf("read claim %s/%s: %w", ref.Namespace, ref.Name, err)
+	}
+	return decideVolume(volume, claim), nil
+}
+
+// reclaim deletes the storage first, so that a volume whose storage can't be
+// deleted stays visible and can still be retained, then the object.
+func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.PersistentVolume) error {
+	start := r.Clock.Now()
+	driver, _ := r.driverOf(volume)
+	if guard, ok := provisioner.As[libcontroller.DeletionGuard](driver); ok && !guard.ShouldDelete(ctx, volume) {
+		return nil
+	}
+	err := driver.Delete(ctx, volume)
+	if provisioner.IsIgnored(err) {
+		log.FromContext(ctx).V(1).Info("The driver left the volume to another", "reason", err.Error())
+		return nil
+	}
+	if err != nil {
+		warn(r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
+		return fmt.Errorf("delete the storage: %w", err)
+	}
+	crashpoint.Reach(crashpoint.StorageDeleted)
+	if err := r.deleteObject(ctx, volume, client.Preconditions{UID: &volume.UID}); err != nil {
+		return err
+	}
+	r.logEnd(ctx, "Deleted volume", volume, start)
+	return nil
+}
+
+// undo deletes the object first, so that nobody can bind it meanwhile, then the
+// storage. The resource version makes sure that the volume is still as it was
+// decided about: never bound.
+func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVolume) error {
+	start := r.Clock.Now()
+	driver, name := r.driverOf(volume)
+	if volume.DeletionTimestamp == nil {
+		err := r.Client.Delete(ctx, volume.DeepCopy(), client.Preconditions{UID: &volume.UID, ResourceVersion: &volume.ResourceVersion})
+		if client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete volume: %w", err)
+		}
+	}
+	if err := undoStorage(ctx, driver, volume); err != nil {
+		warn(r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
+		return fmt.Errorf("undo the storage in %s: %w", name, err)
+	}
+	crashpoint.Reach(crashpoint.StorageDeleted)
+	if err := r.setFinalizer(ctx, volume, false); err != nil {
+		return err
+	}
+	r.logEnd(ctx, "Took back volume that was never bound", volume, start)
+	return nil
+}
+
+func undoStorage(ctx context.Context, driver provisioner.Driver, volume *corev1.PersistentVolume) error {
+	if undoer, ok := provisioner.As[provisioner.Undoer](driver); ok {
+		return undoer.Undo(ctx, volume.Name)
+	}
+	if err := driver.Delete(ctx, volume); !provisioner.IsIgnored(err) {
+		return err
+	}
+	return nil
+}
+
+// deleteObject deletes volume, then lets it go.
+func (r *VolumeReconciler) deleteObject(ctx context.Context, volume *corev1.PersistentVolume, preconditions client.Preconditions) error {
+	if volume.DeletionTimestamp == nil {
+		if err := r.Client.Delete(ctx, volume.DeepCopy(), preconditions); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete volume: %w", err)
+		}
+		crashpoint.Reach(crashpoint.VolumeDeleted)
+	}
+	return r.setFinalizer(ctx, volume, false)
+}
+
+// setFinalizer adds or removes our finalizer. Only that entry is touched, and
+// only on this very volume.
+func (r *VolumeReconciler) setFinalizer(ctx context.Context, volume *corev1.PersistentVolume, present bool) error {
+	const finalizer = volumehelpers.PVDeletionProtectionFinalizer
+	if slices.Contains(volume.Finalizers, finalizer) == present {
+		return nil
+	}
+	field := "$deleteFromPrimitiveList/finalizers"
+	if present {
+		field = "finalizers"
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": volume.UID, field: []string{finalizer}}})
+	if err != nil {
+		return fmt.Errorf("encode finalizer patch: %w", err)
+	}
+	err = r.Client.Patch(ctx, volume.DeepCopy(), client.RawPatch(types.StrategicMergePatchType, patch))
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("change finalizer: %w", err)
+	}
+	crashpoint.Reach(crashpoint.FinalizerRemoved)
+	return nil
+}
+
+func (r *VolumeReconciler) driverOf(volume *corev1.PersistentVolume) (provisioner.Driver, string) {
+	name := volume.Annotations[volumehelpers.AnnDynamicallyProvisioned]
+	driver, _ := r.Drivers.Get(name)
+	return driver, name
+}
+
+func (r *VolumeReconciler) logEnd(ctx context.Context, message string, volume *corev1.PersistentVolume, start time.Time) {
+	ref := volume.Spec.ClaimRef
+	log.FromContext(ctx).Info(message, "volume", volume.Name, "claim", ref.Namespace+"/"+ref.Name,
+		"class", volume.Spec.StorageClassName, "driver", volume.Annotations[volumehelpers.AnnDynamicallyProvisioned],
+		"duration", r.Clock.Since(start).String())
+}
