@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -190,7 +191,7 @@ func (c *ControlPlane) Dir() string {
 	return c.dir
 }
 
-// Stop ends every component, and removes the state and the logs unless Options
+// Stop ends every component at once, clients' watches with them, and removes the state and the logs unless Options
 // named a folder for them. Calls after the first return what the first returned.
 func (c *ControlPlane) Stop() error {
 	c.stopOnce.Do(func() { c.stopErr = c.stop() })
@@ -268,6 +269,9 @@ func (c *ControlPlane) startAPI(ctx context.Context) error {
 
 // launch starts a component of envtest's, which knows no context.
 func (c *ControlPlane) launch(ctx context.Context, name string, path *string, stdout, stderr *io.Writer, start func() error) error {
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
 	began := time.Now()
 	launcher, err := c.reaper.launcher(filepath.Join(c.options.AssetsDir, name))
 	if err != nil {
@@ -433,17 +437,27 @@ func (c *ControlPlane) stop() error {
 		}
 	}
 	if c.env != nil {
-		errs = append(errs, c.env.Stop())
+		errs = append(errs, c.abandon("kube-apiserver", c.env.APIServer.Stop), c.abandon("etcd", c.env.Etcd.Stop))
 	}
 	if c.reaper != nil {
-		c.reaper.forget("kube-apiserver")
-		c.reaper.forget("etcd")
 		errs = append(errs, c.reaper.stop())
 	}
 	if c.temporary {
 		errs = append(errs, os.RemoveAll(c.dir))
 	}
 	return errors.Join(errs...)
+}
+
+// abandon ends a component of envtest's without giving it time: the API server
+// would wait a minute for clients to end their watches, and its state is thrown away.
+func (c *ControlPlane) abandon(name string, stop func() error) error {
+	c.reaper.kill(name)
+	// envtest does not expect that the process may be gone already.
+	if err := stop(); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	c.reaper.forget(name)
+	return nil
 }
 
 func (c *ControlPlane) path(elements ...string) string {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,8 +21,7 @@ import (
 )
 
 const (
-	controllerManagerUser = "system:kube-controller-manager"
-	storageWritesPolicy   = `apiVersion: audit.k8s.io/v1
+	storageWritesPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
@@ -135,6 +136,107 @@ func TestUserWithoutRolesIsForbidden(t *testing.T) {
 	}
 }
 
+func TestStorageAdmissionIsOn(t *testing.T) {
+	client := clientFor(t, shared.Config())
+	class := &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:        "the-default",
+			Annotations: map[string]string{"storageclass.kubernetes.io/is-default-class": "true"},
+		},
+		Provisioner: "nobody.example.com",
+	}
+	if _, err := client.StorageV1().StorageClasses().Create(t.Context(), class, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	// The plugin reads classes from an informer, which may lag behind.
+	await(t, func(ctx context.Context) (bool, error) {
+		claim := newClaim("classless", nil)
+		claim.Name, claim.GenerateName = "", "classless-"
+		created, err := client.CoreV1().PersistentVolumeClaims("default").Create(ctx, claim, metav1.CreateOptions{})
+		if err != nil {
+			return false, err
+		}
+		if !slices.Contains(created.Finalizers, "kubernetes.io/pvc-protection") {
+			t.Errorf("finalizers %q: StorageObjectInUseProtection is off", created.Finalizers)
+		}
+		return created.Spec.StorageClassName != nil && *created.Spec.StorageClassName == class.Name, nil
+	})
+}
+
+func TestSchedulerPicksNodeForWaitingClaim(t *testing.T) {
+	client := clientFor(t, shared.Config())
+	createReadyNode(t, client, "node-1")
+	binding := storagev1.VolumeBindingWaitForFirstConsumer
+	class := &storagev1.StorageClass{
+		ObjectMeta:        metav1.ObjectMeta{Name: "waiting"},
+		Provisioner:       "nobody.example.com",
+		VolumeBindingMode: &binding,
+	}
+	if _, err := client.StorageV1().StorageClasses().Create(t.Context(), class, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	claims := client.CoreV1().PersistentVolumeClaims("default")
+	if _, err := claims.Create(t.Context(), newClaim("waiting", &class.Name), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "consumer"},
+		Spec: corev1.PodSpec{
+			Containers: []corev1.Container{{Name: "c", Image: "example.com/none"}},
+			Volumes: []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "waiting"},
+			}}},
+		},
+	}
+	if _, err := client.CoreV1().Pods("default").Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, func(ctx context.Context) (bool, error) {
+		claim, err := claims.Get(ctx, "waiting", metav1.GetOptions{})
+		return err == nil && claim.Annotations["volume.kubernetes.io/selected-node"] == "node-1", err
+	})
+}
+
+func TestRequestCountsSeeEveryRequest(t *testing.T) {
+	client := clientFor(t, shared.Config())
+	key := controlplane.RequestKey{Verb: "GET", Resource: "csidrivers"}
+	before, err := shared.RequestCounts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const requests = 7
+	for range requests {
+		_, err := client.StorageV1().CSIDrivers().Get(t.Context(), "none", metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) {
+			t.Fatalf("Get = %v, want not found", err)
+		}
+	}
+	after, err := shared.RequestCounts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := after[key] - before[key]; got != requests {
+		t.Errorf("%v more requests of %+v, want %d", got, key, requests)
+	}
+}
+
+// createReadyNode adds a node without a kubelet, which is Ready until
+// kube-controller-manager misses its heartbeats.
+func createReadyNode(t *testing.T, client kubernetes.Interface, name string) {
+	t.Helper()
+	nodes := client.CoreV1().Nodes()
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}},
+		Status: corev1.NodeStatus{
+			Allocatable: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("10")},
+			Conditions:  []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}},
+		},
+	}
+	if _, err := nodes.Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func clientFor(t *testing.T, config *rest.Config) kubernetes.Interface {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(config)
@@ -184,16 +286,20 @@ func createVolume(t *testing.T, client kubernetes.Interface, name string) {
 func createClaim(t *testing.T, client kubernetes.Interface, name string) {
 	t.Helper()
 	class := "static-" + name
-	claim := &corev1.PersistentVolumeClaim{
+	claim := newClaim(name, &class)
+	if _, err := client.CoreV1().PersistentVolumeClaims("default").Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newClaim(name string, class *string) *corev1.PersistentVolumeClaim {
+	return &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes:      modes,
-			StorageClassName: &class,
+			StorageClassName: class,
 			Resources:        corev1.VolumeResourceRequirements{Requests: capacity},
 		},
-	}
-	if _, err := client.CoreV1().PersistentVolumeClaims("default").Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/berth-storage/berth/test/controlplane"
 )
 
@@ -21,10 +23,17 @@ import (
 const victimEnv = "BERTH_TEST_CONTROL_PLANE_VICTIM"
 
 func TestStopLeavesNoProcessAndNoFolder(t *testing.T) {
+	t.Parallel()
 	cp, err := controlplane.Start(t.Context(), controlplane.Options{ControllerManager: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+	// An open watch makes the API server linger when it is asked to end.
+	watch, err := clientFor(t, cp.Config()).CoreV1().PersistentVolumes().Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Stop()
 	pids := pidsIn(t, cp.Dir())
 	if len(pids) != 3 {
 		t.Errorf("%d processes noted: %v, want 3", len(pids), pids)
@@ -43,6 +52,7 @@ func TestStopLeavesNoProcessAndNoFolder(t *testing.T) {
 }
 
 func TestKilledParentTakesItsControlPlaneAlong(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	victim := exec.Command(os.Args[0])
 	victim.Env = append(os.Environ(), victimEnv+"="+dir)
@@ -74,6 +84,56 @@ func TestKilledParentTakesItsControlPlaneAlong(t *testing.T) {
 		}
 		return true, nil
 	})
+}
+
+func TestFailedStartShowsTheLogAndLeavesNothing(t *testing.T) {
+	tests := map[string]struct {
+		options controlplane.Options
+		want    string
+	}{
+		"kube-apiserver": {
+			options: controlplane.Options{APIServerArgs: []string{"--no-such-flag=1"}},
+			want:    "unknown flag: --no-such-flag",
+		},
+		"kube-controller-manager": {
+			options: controlplane.Options{ControllerManager: true, ControllerManagerArgs: []string{"--root-ca-file=/nowhere"}},
+			want:    "/nowhere",
+		},
+	}
+	for component, tt := range tests {
+		t.Run(component, func(t *testing.T) {
+			t.Parallel()
+			tt.options.Dir = t.TempDir()
+			_, err := controlplane.Start(t.Context(), tt.options)
+			if err == nil {
+				t.Fatal("Start succeeded")
+			}
+			if text := err.Error(); !strings.Contains(text, "start "+component) || !strings.Contains(text, tt.want) {
+				t.Errorf("Start = %v, want the component's name and %q", err, tt.want)
+			}
+			if pids := pidsIn(t, tt.options.Dir); len(pids) != 0 {
+				t.Errorf("processes %v left", pids)
+			}
+		})
+	}
+}
+
+func TestCancelledStartReturns(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	// The first line is written when etcd is ready, and kube-apiserver comes next.
+	_, err := controlplane.Start(ctx, controlplane.Options{Output: writerFunc(func() { cancel() })})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Start = %v, want %v", err, context.Canceled)
+	}
+}
+
+// writerFunc is called for what is written.
+type writerFunc func()
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f()
+	return len(p), nil
 }
 
 func beVictim() {
