@@ -1,0 +1,416 @@
+package directory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-storage/berth/internal/crashpoint"
+)
+
+// Spec is what a new volume should be.
+type Spec struct {
+	// Volume is the name of the PersistentVolume, by which Create is idempotent.
+	Volume   string
+	Claim    types.NamespacedName
+	ClaimUID types.UID
+	Class    string
+	// SizeBytes is recorded, not enforced.
+	SizeBytes int64
+	// Path is where the directory goes, as Pattern.Expand returns it.
+	Path     string
+	OnDelete OnDelete
+	// Adopt takes over a directory that exists and belongs to no volume.
+	Adopt bool
+	// Mode, UID and GID are given to the directory, unless it is adopted.
+	Mode     uint32
+	UID, GID uint32
+}
+
+const (
+	// initialMode is the mode a directory has until it has its owner.
+	initialMode = 0o700
+	// parentMode is the mode of a directory made for a pattern.
+	parentMode = 0o755
+	// undoTimeout bounds what is done after a caller has given up.
+	undoTimeout = 30 * time.Second
+	// vanishingRetries bounds how often a directory may be pruned by the
+	// deletion of another volume just before it is needed. Only deletions that
+	// began before the path was reserved can do that.
+	vanishingRetries = 100
+)
+
+// errVanished says that a parent directory was removed while it was walked.
+var errVanished = errors.New("a parent directory was removed meanwhile")
+
+// Create makes the volume that spec describes and returns its marker. A call
+// repeated, after success, failure or a crash, finishes what the first began:
+// the marker's path counts then, not that of spec.
+//
+// An error means that nothing was left behind, unless it is one that leaves the
+// outcome open; in that case the marker stays for the next call, or for
+// Discard.
+func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
+	if err := spec.check(); err != nil {
+		return Marker{}, err
+	}
+	unlock, err := p.volumes.lock(ctx, spec.Volume)
+	if err != nil {
+		return Marker{}, err
+	}
+	defer unlock()
+	s, err := p.enter(ctx, true)
+	if err != nil {
+		return Marker{}, err
+	}
+	defer s.close()
+
+	m, err := readMarker(ctx, s.volumes, spec.Volume)
+	if notExist(err) {
+		return p.createNew(ctx, s, spec)
+	}
+	if err != nil {
+		return Marker{}, err
+	}
+	if m.ClaimUID != spec.ClaimUID {
+		return Marker{}, fmt.Errorf("create volume %s: its marker is for a claim with another UID: %w", spec.Volume, ErrNotOwned)
+	}
+	if err := p.checkOwner(s, m); err != nil {
+		return Marker{}, err
+	}
+	b := &builder{session: s, marker: m}
+	return m, b.build(ctx)
+}
+
+func (spec Spec) check() error {
+	if err := checkVolume(spec.Volume); err != nil {
+		return err
+	}
+	if spec.ClaimUID == "" || !spec.OnDelete.Valid() || spec.Mode > 0o7777 {
+		return fmt.Errorf("create volume %s: claim UID %q, onDelete %q or mode %#o is invalid", spec.Volume, spec.ClaimUID, spec.OnDelete, spec.Mode)
+	}
+	if err := CheckPath(spec.Path); err != nil {
+		return fmt.Errorf("create volume %s: %w", spec.Volume, err)
+	}
+	return nil
+}
+
+// createNew makes a volume that has no marker yet.
+func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, error) {
+	if err := s.index.reserve(spec.Path, spec.Volume); err != nil {
+		return Marker{}, err
+	}
+	b := &builder{session: s, fresh: true, marker: Marker{
+		Version:        markerVersion,
+		Volume:         spec.Volume,
+		ClaimNamespace: spec.Claim.Namespace,
+		Claim:          spec.Claim.Name,
+		ClaimUID:       spec.ClaimUID,
+		Class:          spec.Class,
+		SizeBytes:      spec.SizeBytes,
+		Pool:           p.options.Name,
+		Path:           spec.Path,
+		OnDelete:       spec.OnDelete,
+		Mode:           spec.Mode,
+		UID:            spec.UID,
+		GID:            spec.GID,
+		Created:        p.clock.Now().UTC(),
+	}}
+	if err := p.survey(ctx, b, spec.Adopt); err != nil {
+		s.index.release(spec.Path)
+		return Marker{}, err
+	}
+	s.index.keepMade(b.marker)
+	err := writeMarker(ctx, s.volumes, b.marker)
+	if err == nil {
+		crashpoint.Reach(crashpoint.MarkerWritten)
+		err = b.build(ctx)
+	}
+	if err == nil {
+		return b.marker, nil
+	}
+	if outcomeUnknown(err) {
+		return Marker{}, errors.Join(err, p.settle(ctx, b))
+	}
+	return Marker{}, errors.Join(err, p.takeBack(ctx, b))
+}
+
+// survey looks at what is there before anything is written, refuses what can't
+// become the volume, and completes the marker.
+func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
+	m := &b.marker
+	damaged, err := p.recheckDamaged(ctx, b.session)
+	if err != nil {
+		return err
+	}
+	dir := sharedDir(b.root)
+	defer func() { dir.Close() }()
+	above := ancestors(m.Path)
+	there := 0 // how many of above exist
+	for _, path := range above {
+		_, name := splitPath(path)
+		child, err := dir.Open(ctx, name)
+		if notExist(err) {
+			break
+		}
+		if err != nil {
+			return refuseKind(err, m.Path, path)
+		}
+		dir.Close()
+		dir = child
+		there++
+		if damaged > 0 && !b.index.isAncestor(path, m.Path) {
+			return fmt.Errorf("create volume %s: %s may lie in a volume whose marker is damaged: %w", m.Volume, shown(path), ErrDamagedMarker)
+		}
+	}
+	for i := len(above) - 1; i >= 0 && (i >= there || b.index.isMade(above[i])); i-- {
+		m.ParentsMade++
+	}
+	if there < len(above) {
+		return nil
+	}
+	_, leaf := splitPath(m.Path)
+	child, err := dir.Open(ctx, leaf)
+	if notExist(err) {
+		return nil
+	}
+	if err != nil {
+		return refuseKind(err, m.Path, m.Path)
+	}
+	child.Close()
+	if !adopt {
+		return refuseExisting(m.Path)
+	}
+	if damaged > 0 {
+		return fmt.Errorf("create volume %s: can't adopt %s: %w", m.Volume, shown(m.Path), ErrDamagedMarker)
+	}
+	m.Adopted = true
+	return nil
+}
+
+func refuseExisting(path string) error {
+	return refuse(ErrExists, path, "the directory exists and belongs to no volume; choose another pathPattern, or set the parameter existing to adopt to take it over")
+}
+
+// refuseKind turns an error of Open at the directory at into a refusal of path,
+// if it says what stands there rather than that something failed.
+func refuseKind(err error, path, at string) error {
+	if notDirectory(err) {
+		return refuse(ErrNotADirectory, path, "%s is a file, a symbolic link or a mount point", shown(at))
+	}
+	if errors.Is(err, syscall.ENAMETOOLONG) {
+		return refuse(ErrNotADirectory, path, "the filesystem does not take so long a name")
+	}
+	return err
+}
+
+// builder makes the directory that a marker names.
+type builder struct {
+	*session
+	marker Marker
+	// fresh says that this call wrote the marker: whatever stands at its path
+	// by now is somebody else's.
+	fresh bool
+	// made says that this call made the directory.
+	made bool
+}
+
+// build makes what is missing.
+func (b *builder) build(ctx context.Context) error {
+	for range vanishingRetries {
+		err := b.buildOnce(ctx)
+		if !errors.Is(err, errVanished) {
+			return err
+		}
+	}
+	return fmt.Errorf("create volume %s: %w", b.marker.Volume, errVanished)
+}
+
+func (b *builder) buildOnce(ctx context.Context) error {
+	parent, err := b.makeParents(ctx)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	_, leaf := splitPath(b.marker.Path)
+	if !b.marker.Adopted {
+		if err := b.makeLeaf(ctx, parent, leaf); err != nil {
+			return err
+		}
+	}
+	dir, err := parent.Open(ctx, leaf)
+	switch {
+	case notExist(err) && !b.marker.Adopted:
+		return errVanished
+	case err != nil:
+		return fmt.Errorf("create volume %s: %w", b.marker.Volume, refuseKind(err, b.marker.Path, b.marker.Path))
+	}
+	defer dir.Close()
+	if !b.marker.Adopted {
+		if err := b.setAttributes(ctx, dir); err != nil {
+			return err
+		}
+	}
+	return parent.Sync(ctx)
+}
+
+// makeLeaf makes the volume's directory, unless it is there and this call may
+// take it for the volume's.
+func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
+	err := parent.Mkdir(ctx, leaf, initialMode)
+	switch {
+	case err == nil:
+		b.made = true
+		crashpoint.Reach(crashpoint.DirectoryCreated)
+		return nil
+	case notExist(err):
+		return errVanished
+	case exist(err) && b.fresh && !b.made:
+		return refuseExisting(b.marker.Path)
+	case exist(err):
+		return nil
+	default:
+		return fmt.Errorf("make the directory of volume %s: %w", b.marker.Volume, refuseKind(err, b.marker.Path, b.marker.Path))
+	}
+}
+
+// setAttributes gives the directory its owner, then its mode, unless it has got
+// past its initial mode before: then it is in use, and kubelet may have changed
+// both for a pod's fsGroup.
+func (b *builder) setAttributes(ctx context.Context, dir Dir) error {
+	info, err := dir.Stat(ctx)
+	if err != nil {
+		return err
+	}
+	if info.Mode&0o777 != initialMode {
+		return nil
+	}
+	m := &b.marker
+	attr := Attr{Mode: m.Mode}
+	if info.UID != m.UID {
+		attr.UID = &m.UID
+	}
+	if info.GID != m.GID {
+		attr.GID = &m.GID
+	}
+	if err := dir.SetAttr(ctx, attr); err != nil {
+		return fmt.Errorf("set mode %#o and owner %d:%d of volume %s: %w", m.Mode, m.UID, m.GID, m.Volume, err)
+	}
+	return dir.Sync(ctx)
+}
+
+// makeParents opens the directory above the volume's and makes what is missing
+// on the way. What was made for a pattern, by this call or another that may
+// still be running, is made durable.
+func (b *builder) makeParents(ctx context.Context) (_ Dir, err error) {
+	dir := sharedDir(b.root)
+	defer func() {
+		if err != nil {
+			dir.Close()
+		}
+	}()
+	path, _ := splitPath(b.marker.Path)
+	if path == "" {
+		return dir, nil
+	}
+	components := strings.Split(path, "/")
+	for i, name := range components {
+		child, err := dir.Open(ctx, name)
+		if notExist(err) {
+			child, err = makeParent(ctx, dir, name)
+		}
+		if err != nil {
+			return nil, refuseKind(err, b.marker.Path, strings.Join(components[:i+1], "/"))
+		}
+		if i >= len(components)-b.marker.ParentsMade {
+			if err := dir.Sync(ctx); err != nil {
+				return nil, errors.Join(err, child.Close())
+			}
+		}
+		dir.Close()
+		dir = child
+	}
+	return dir, nil
+}
+
+func makeParent(ctx context.Context, dir Dir, name string) (Dir, error) {
+	err := dir.Mkdir(ctx, name, parentMode)
+	if err != nil && !exist(err) {
+		return nil, vanished(err)
+	}
+	madeNow := err == nil
+	child, err := dir.Open(ctx, name)
+	if err != nil {
+		return nil, vanished(err)
+	}
+	if !madeNow {
+		return child, nil
+	}
+	info, err := child.Stat(ctx)
+	if err == nil && info.Mode&0o777 != parentMode {
+		err = child.SetAttr(ctx, Attr{Mode: info.Mode | parentMode})
+	}
+	if err != nil {
+		return nil, errors.Join(err, child.Close())
+	}
+	return child, nil
+}
+
+func vanished(err error) error {
+	if notExist(err) {
+		return errVanished
+	}
+	return err
+}
+
+// settle finds out whether a createNew whose outcome is unknown has left a
+// marker. If not, the path is free again.
+func (p *Pool) settle(ctx context.Context, b *builder) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if _, err := b.volumes.Lstat(ctx, b.marker.Volume+markerSuffix); notExist(err) {
+		return p.forget(ctx, b.session, b.marker)
+	}
+	return nil
+}
+
+// takeBack undoes a createNew that failed: it removes what this call made, as
+// far as it is still empty, and nothing else.
+func (p *Pool) takeBack(ctx context.Context, b *builder) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if b.made {
+		if err := b.removeEmpty(ctx, b.marker.Path); err != nil {
+			// The marker keeps track of it.
+			return fmt.Errorf("take back volume %s: %w", b.marker.Volume, err)
+		}
+	}
+	return p.forget(ctx, b.session, b.marker)
+}
+
+// removeEmpty removes the directory at path; that there is none is fine.
+func (s *session) removeEmpty(ctx context.Context, path string) error {
+	above, leaf := splitPath(path)
+	parent, err := openPath(ctx, s.root, above)
+	if notExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if err := parent.Rmdir(ctx, leaf); err != nil && !notExist(err) {
+		return err
+	}
+	return nil
+}
+
+// outcomeUnknown reports whether err leaves open what a call has done.
+func outcomeUnknown(err error) bool {
+	return errors.Is(err, ErrOutcomeUnknown) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}

@@ -1,0 +1,171 @@
+package directory
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// The names in .berth.
+const (
+	identityName = "pool.json"
+	lockName     = "lock"
+	volumesName  = "volumes"
+	trashName    = "trash"
+	archiveName  = "archive"
+)
+
+const (
+	identityVersion = 1
+	maxIdentity     = 4 << 10
+)
+
+// identity is what pool.json holds.
+type identity struct {
+	Version int       `json:"version"`
+	Pool    string    `json:"pool"`
+	Driver  string    `json:"driver"`
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+}
+
+// openAdmin opens .berth, or fails with ErrNotInitialised when there is none.
+func openAdmin(ctx context.Context, root Dir) (Dir, error) {
+	admin, err := root.Open(ctx, adminName)
+	if notExist(err) {
+		return nil, fmt.Errorf("the base is %w: it has no directory .berth; if it had one, its disk is not mounted", ErrNotInitialised)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open .berth: %w", err)
+	}
+	return admin, nil
+}
+
+// makeAdmin begins to initialise a base. The package comment says which.
+func (p *Pool) makeAdmin(ctx context.Context, root Dir) (Dir, error) {
+	for e, err := range root.ReadDir(ctx) {
+		if err != nil {
+			return nil, fmt.Errorf("read the base: %w", err)
+		}
+		if e.Name != "lost+found" && e.Name != adminName {
+			return nil, fmt.Errorf("the base is %w, and is not empty (it holds %s): if it is the right directory, make an empty directory .berth in it; what is there stays as it is", ErrNotInitialised, shown(e.Name))
+		}
+	}
+	if p.options.RefuseInitialise != nil {
+		if err := p.options.RefuseInitialise(ctx); err != nil {
+			return nil, fmt.Errorf("the base is empty and %w: %w", ErrNotInitialised, err)
+		}
+	}
+	if err := root.Mkdir(ctx, adminName, 0o700); err != nil && !exist(err) {
+		return nil, fmt.Errorf("make .berth: %w", err)
+	}
+	if err := root.Sync(ctx); err != nil {
+		return nil, err
+	}
+	return openAdmin(ctx, root)
+}
+
+// private sees to it that nobody but the owner gets into .berth, also when an
+// administrator made it.
+func private(ctx context.Context, admin Dir) error {
+	info, err := admin.Stat(ctx)
+	if err != nil {
+		return err
+	}
+	if info.Mode == 0o700 {
+		return nil
+	}
+	if err := admin.SetAttr(ctx, Attr{Mode: 0o700}); err != nil {
+		return fmt.Errorf("close .berth to others: %w", err)
+	}
+	return nil
+}
+
+// identify returns the id of the pool, which it gives it when initialise is set
+// and nothing says that it had one.
+func (p *Pool) identify(ctx context.Context, admin Dir, initialise bool) (string, error) {
+	known, err := readIdentity(ctx, admin)
+	if notExist(err) {
+		if known, err = p.initialise(ctx, admin, initialise); err != nil {
+			return "", err
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	if known.Pool != p.options.Name || known.Driver != p.options.Driver {
+		return "", fmt.Errorf("%w: it says it is pool %s of %s, not %s of %s: is another disk mounted here? After renaming a pool, edit .berth/pool.json",
+			ErrWrongPool, shown(known.Pool), shown(known.Driver), p.options.Name, p.options.Driver)
+	}
+	for _, name := range []string{volumesName, trashName, archiveName} {
+		if err := admin.Mkdir(ctx, name, 0o700); err != nil && !exist(err) {
+			return "", fmt.Errorf("make .berth/%s: %w", name, err)
+		}
+	}
+	return known.ID, admin.Sync(ctx)
+}
+
+// initialise writes pool.json into a .berth that nothing was done with yet.
+func (p *Pool) initialise(ctx context.Context, admin Dir, allowed bool) (identity, error) {
+	for e, err := range admin.ReadDir(ctx) {
+		if err != nil {
+			return identity{}, fmt.Errorf("read .berth: %w", err)
+		}
+		if e.Name != lockName && !strings.HasPrefix(e.Name, TempPrefix) {
+			return identity{}, fmt.Errorf("%w: .berth holds %s, but pool.json is gone: restore it", ErrWrongPool, shown(e.Name))
+		}
+	}
+	if !allowed {
+		return identity{}, fmt.Errorf("the base is %w: .berth is empty", ErrNotInitialised)
+	}
+	fresh := identity{
+		Version: identityVersion,
+		Pool:    p.options.Name,
+		Driver:  p.options.Driver,
+		ID:      rand.Text(),
+		Created: p.clock.Now().UTC(),
+	}
+	data, err := json.MarshalIndent(fresh, "", "  ")
+	if err != nil {
+		return identity{}, fmt.Errorf("encode pool.json: %w", err)
+	}
+	if err := admin.WriteFile(ctx, identityName, append(data, '\n')); err != nil {
+		return identity{}, fmt.Errorf("write .berth/pool.json: %w", err)
+	}
+	p.log.Info("Initialised pool", "pool", p.options.Name, "id", fresh.ID)
+	return fresh, nil
+}
+
+// checkIdentity fails with ErrWrongPool unless admin belongs to the pool id.
+func checkIdentity(ctx context.Context, admin Dir, id string) error {
+	known, err := readIdentity(ctx, admin)
+	if notExist(err) {
+		return fmt.Errorf("%w: .berth/pool.json is gone, is the disk mounted?", ErrWrongPool)
+	}
+	if err != nil {
+		return err
+	}
+	if known.ID != id {
+		return fmt.Errorf("%w: its id is %s, it was %s: another disk is mounted here", ErrWrongPool, shown(known.ID), id)
+	}
+	return nil
+}
+
+func readIdentity(ctx context.Context, admin Dir) (identity, error) {
+	data, err := admin.ReadFile(ctx, identityName, maxIdentity)
+	if err != nil {
+		return identity{}, fmt.Errorf("read .berth/pool.json: %w", err)
+	}
+	var known identity
+	if err := json.Unmarshal(data, &known); err != nil {
+		return identity{}, fmt.Errorf("%w: .berth/pool.json: %w: restore it", ErrWrongPool, err)
+	}
+	if known.Version != identityVersion || known.ID == "" {
+		return identity{}, errors.Join(ErrWrongPool, fmt.Errorf(".berth/pool.json has version %d, known is %d", known.Version, identityVersion))
+	}
+	return known, nil
+}

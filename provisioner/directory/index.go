@@ -1,0 +1,205 @@
+package directory
+
+import (
+	"context"
+	"sync"
+)
+
+// index knows the paths of all volumes, so that no two overlap. It holds what
+// the markers say, and what running Creates are about to make.
+type index struct {
+	mu sync.Mutex
+	// owner maps a path to the volume it belongs to.
+	owner map[string]string
+	// below counts the volumes below a directory.
+	below map[string]int
+	// made counts the markers that say a directory was made for a pattern.
+	made map[string]int
+	// damaged holds the volumes whose markers can't be trusted.
+	damaged map[string]error
+}
+
+func newIndex() *index {
+	return &index{
+		owner:   map[string]string{},
+		below:   map[string]int{},
+		made:    map[string]int{},
+		damaged: map[string]error{},
+	}
+}
+
+// reserve gives path to volume, unless it overlaps another volume's.
+func (x *index) reserve(path, volume string) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.owner[path] == volume {
+		return nil
+	}
+	if err := x.checkLocked(path); err != nil {
+		return err
+	}
+	x.owner[path] = volume
+	for _, dir := range ancestors(path) {
+		x.below[dir]++
+	}
+	return nil
+}
+
+// check says whether path overlaps a volume's.
+func (x *index) check(path string) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.checkLocked(path)
+}
+
+func (x *index) checkLocked(path string) error {
+	if x.owner[path] != "" || x.below[path] > 0 {
+		return refuseConflict(path, path)
+	}
+	for _, dir := range ancestors(path) {
+		if x.owner[dir] != "" {
+			return refuseConflict(path, dir)
+		}
+	}
+	return nil
+}
+
+// release takes path back.
+func (x *index) release(path string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, ok := x.owner[path]; !ok {
+		return
+	}
+	delete(x.owner, path)
+	for _, dir := range ancestors(path) {
+		decrement(x.below, dir)
+	}
+}
+
+// keepMade counts the directories that were made for m.
+func (x *index) keepMade(m Marker) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, dir := range m.made() {
+		x.made[dir]++
+	}
+}
+
+// releaseMade is the opposite of keepMade.
+func (x *index) releaseMade(m Marker) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, dir := range m.made() {
+		decrement(x.made, dir)
+	}
+}
+
+// isMade reports whether dir was made for a pattern.
+func (x *index) isMade(dir string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.made[dir] > 0
+}
+
+// isAncestor reports whether dir lies above a volume other than one at path.
+func (x *index) isAncestor(dir, path string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	others := x.below[dir]
+	if _, ok := x.owner[path]; ok {
+		others--
+	}
+	return others > 0
+}
+
+// inUse reports whether any volume lies below dir.
+func (x *index) inUse(dir string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.below[dir] > 0
+}
+
+// ownerOf returns the volume at path, or "".
+func (x *index) ownerOf(path string) string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.owner[path]
+}
+
+// volumes counts the volumes.
+func (x *index) volumes() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.owner)
+}
+
+// setDamaged notes that the marker of volume can't be trusted; nil takes it
+// back.
+func (x *index) setDamaged(volume string, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if err == nil {
+		delete(x.damaged, volume)
+		return
+	}
+	x.damaged[volume] = err
+}
+
+// damagedVolumes returns the volumes whose markers can't be trusted.
+func (x *index) damagedVolumes() map[string]error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	damaged := make(map[string]error, len(x.damaged))
+	for volume, err := range x.damaged {
+		damaged[volume] = err
+	}
+	return damaged
+}
+
+func decrement(counts map[string]int, key string) {
+	if counts[key]--; counts[key] <= 0 {
+		delete(counts, key)
+	}
+}
+
+// keyedLock is one lock per key, for as long as somebody wants it.
+type keyedLock struct {
+	mu    sync.Mutex
+	locks map[string]*keyLock
+}
+
+type keyLock struct {
+	held  chan struct{}
+	users int
+}
+
+// lock waits for the lock of key, or for ctx.
+func (k *keyedLock) lock(ctx context.Context, key string) (unlock func(), err error) {
+	k.mu.Lock()
+	if k.locks == nil {
+		k.locks = map[string]*keyLock{}
+	}
+	l, ok := k.locks[key]
+	if !ok {
+		l = &keyLock{held: make(chan struct{}, 1)}
+		k.locks[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+
+	leave := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.locks, key)
+		}
+	}
+	select {
+	case l.held <- struct{}{}:
+		return func() { <-l.held; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}

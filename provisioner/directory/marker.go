@@ -1,0 +1,172 @@
+package directory
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/berth-storage/berth/provisioner"
+)
+
+// OnDelete is what becomes of a volume's directory when the volume is deleted.
+type OnDelete string
+
+// The values of OnDelete.
+const (
+	// OnDeleteDelete moves the directory to the trash, which is purged.
+	OnDeleteDelete OnDelete = "delete"
+	// OnDeleteArchive moves it to the archive, where it stays.
+	OnDeleteArchive OnDelete = "archive"
+	// OnDeleteRetain leaves it where it is, without an owner.
+	OnDeleteRetain OnDelete = "retain"
+)
+
+// careOf orders the values by how much they keep.
+var careOf = map[OnDelete]int{OnDeleteDelete: 1, OnDeleteArchive: 2, OnDeleteRetain: 3}
+
+// Valid reports whether o is one of the known values.
+func (o OnDelete) Valid() bool { return careOf[o] > 0 }
+
+// Careful returns which of o and other keeps more. An unknown value, the empty
+// one too, counts for nothing.
+func (o OnDelete) Careful(other OnDelete) OnDelete {
+	if careOf[other] > careOf[o] {
+		return other
+	}
+	return o
+}
+
+const (
+	markerVersion = 1
+	markerSuffix  = ".json"
+	// maxMarker bounds what is read of a marker. The longest one written holds
+	// a path of maxPath bytes, which JSON may lengthen sixfold.
+	maxMarker = 64 << 10
+	// maxVolumeName leaves room for markerSuffix in a file's name.
+	maxVolumeName = 240
+)
+
+// Marker says who owns a directory. It is Berth's proof of ownership and its
+// record of intent: it exists before the directory does, and as long.
+type Marker struct {
+	Version int `json:"version"`
+	// Volume is the name of the PersistentVolume.
+	Volume string `json:"volume"`
+	// ClaimNamespace, Claim and ClaimUID name the claim it was made for.
+	ClaimNamespace string    `json:"claimNamespace"`
+	Claim          string    `json:"claim"`
+	ClaimUID       types.UID `json:"claimUID"`
+	Class          string    `json:"class"`
+	SizeBytes      int64     `json:"sizeBytes"`
+	// Pool is the name of the pool.
+	Pool string `json:"pool"`
+	// Path is where the directory is, relative to the base.
+	Path     string   `json:"path"`
+	OnDelete OnDelete `json:"onDelete"`
+	Mode     uint32   `json:"mode"`
+	UID      uint32   `json:"uid"`
+	GID      uint32   `json:"gid"`
+	// Adopted says that the directory was there before the volume.
+	Adopted bool `json:"adopted"`
+	// ParentsMade is how many directories above the volume's, counted from the
+	// deepest, were made for a pattern, and go once they are empty.
+	ParentsMade int       `json:"parentsMade"`
+	Created     time.Time `json:"created"`
+}
+
+// Record returns what the marker says, in the words of the driver contract.
+func (m Marker) Record() provisioner.Record {
+	return provisioner.Record{
+		Volume:   m.Volume,
+		Claim:    types.NamespacedName{Namespace: m.ClaimNamespace, Name: m.Claim},
+		ClaimUID: m.ClaimUID,
+		Created:  m.Created,
+	}
+}
+
+// made returns the directories that ParentsMade counts, the deepest first.
+func (m Marker) made() []string {
+	above := ancestors(m.Path)
+	var made []string
+	for i := len(above) - 1; i >= 0 && len(made) < m.ParentsMade; i-- {
+		made = append(made, above[i])
+	}
+	return made
+}
+
+// checkVolume says whether volume can be the name of a PersistentVolume that
+// Berth serves: one safe component that leaves room for a suffix.
+func checkVolume(volume string) error {
+	if len(volume) > maxVolumeName {
+		return fmt.Errorf("volume name %s: %d bytes long, at most %d are allowed", shown(volume), len(volume), maxVolumeName)
+	}
+	if problems := validation.IsDNS1123Subdomain(volume); len(problems) > 0 {
+		return fmt.Errorf("volume name %s: %s", shown(volume), strings.Join(problems, ", "))
+	}
+	return nil
+}
+
+// parseMarker reads the marker of volume, strictly: what it does not understand
+// it does not act on.
+func parseMarker(volume string, data []byte) (Marker, error) {
+	var m Marker
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&m); err != nil {
+		var version struct{ Version int }
+		if json.Unmarshal(data, &version) == nil && version.Version > markerVersion {
+			return Marker{}, fmt.Errorf("written by a later version of Berth (%d)", version.Version)
+		}
+		return Marker{}, err
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return Marker{}, errors.New("more follows the marker")
+	}
+	switch {
+	case m.Version != markerVersion:
+		return Marker{}, fmt.Errorf("version %d, known is %d", m.Version, markerVersion)
+	case m.Volume != volume:
+		return Marker{}, fmt.Errorf("is that of volume %s", shown(m.Volume))
+	case m.ClaimUID == "":
+		return Marker{}, errors.New("names no claim")
+	case !m.OnDelete.Valid():
+		return Marker{}, fmt.Errorf("onDelete %s is unknown", shown(string(m.OnDelete)))
+	case m.ParentsMade < 0 || m.ParentsMade > strings.Count(m.Path, "/"):
+		return Marker{}, fmt.Errorf("parentsMade %d does not fit the path", m.ParentsMade)
+	}
+	return m, CheckPath(m.Path)
+}
+
+// readMarker returns the marker of volume, or an error that wraps
+// fs.ErrNotExist when there is none.
+func readMarker(ctx context.Context, volumes Dir, volume string) (Marker, error) {
+	data, err := volumes.ReadFile(ctx, volume+markerSuffix, maxMarker)
+	if err != nil {
+		return Marker{}, fmt.Errorf("read the marker of volume %s: %w", volume, err)
+	}
+	m, err := parseMarker(volume, data)
+	if err != nil {
+		return Marker{}, fmt.Errorf("%w: volume %s: %w", ErrDamagedMarker, volume, err)
+	}
+	return m, nil
+}
+
+// writeMarker makes m durable.
+func writeMarker(ctx context.Context, volumes Dir, m Marker) error {
+	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the marker of volume %s: %w", m.Volume, err)
+	}
+	if err := volumes.WriteFile(ctx, m.Volume+markerSuffix, append(data, '\n')); err != nil {
+		return fmt.Errorf("write the marker of volume %s: %w", m.Volume, err)
+	}
+	return nil
+}
