@@ -38,10 +38,7 @@ func decideVolume(volume *corev1.PersistentVolume, claim *corev1.PersistentVolum
 		return volumeLeave // not dynamically bound: an administrator's business
 	}
 	neverBound := volume.Status.Phase == corev1.VolumePending
-	if claim != nil && claim.UID == ref.UID {
-		if claim.Spec.VolumeName != "" && claim.Spec.VolumeName != volume.Name && neverBound {
-			return volumeUndo
-		}
+	if claim != nil && claim.UID == ref.UID && !losesClaim(volume, claim) {
 		return decideProtection(volume)
 	}
 	if neverBound {
@@ -51,6 +48,15 @@ func decideVolume(volume *corev1.PersistentVolume, claim *corev1.PersistentVolum
 		return decideProtection(volume)
 	}
 	return volumeReclaim
+}
+
+// losesClaim reports whether claim, which volume was made for, is bound to
+// another volume, for good. kube-controller-manager may have seen that first,
+// and have called the volume Released; a volume that it calls Bound is left
+// until it does.
+func losesClaim(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) bool {
+	return claim.Spec.VolumeName != "" && claim.Spec.VolumeName != volume.Name &&
+		volume.Status.Phase != corev1.VolumeBound
 }
 
 // decideProtection keeps the finalizer in step with the reclaim policy, which
