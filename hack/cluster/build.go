@@ -59,7 +59,7 @@ func newBuild(out string) (*build, error) {
 var kubernetesRequirement = regexp.MustCompile(`(?m)^\s*k8s\.io/kubernetes (v\S+)`)
 
 func kubernetesVersion(goMod string) (string, error) {
-	text, err := os.ReadFile(goMod)
+	text, err := os.ReadFile(goMod) //nolint:gosec // a file of the repository
 	if err != nil {
 		return "", err
 	}
@@ -96,7 +96,7 @@ func (b *build) run(ctx context.Context) error {
 	if err := b.compile(ctx); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(b.out, stampFile), []byte(stamp), 0o644)
+	return os.WriteFile(filepath.Join(b.out, stampFile), []byte(stamp), 0o600)
 }
 
 // stamp identifies everything that the result depends on.
@@ -108,7 +108,7 @@ func (b *build) stamp() (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOOS, runtime.GOARCH, b.flags(), components())
 	for _, file := range files {
-		text, err := os.ReadFile(file)
+		text, err := os.ReadFile(file) //nolint:gosec // a file of the repository
 		if err != nil {
 			return "", err
 		}
@@ -235,7 +235,7 @@ func isImportPath(line string) bool {
 }
 
 func (b *build) goCommand(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // the arguments are of this file
 	cmd.Dir = b.source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
@@ -279,7 +279,7 @@ func (b *build) checkDisk(ctx context.Context, stale int) error {
 	if err != nil {
 		return err
 	}
-	need := int64(warmDiskBytes)
+	need := uint64(warmDiskBytes)
 	if stale > coldPackages {
 		need = coldDiskBytes
 	}
@@ -288,7 +288,8 @@ func (b *build) checkDisk(ctx context.Context, stale int) error {
 		if err := syscall.Statfs(dir, &fs); err != nil {
 			continue // the folder does not exist yet, or the filesystem does not tell
 		}
-		if free := int64(fs.Bavail) * int64(fs.Bsize); free < need {
+		free := fs.Bavail * uint64(fs.Bsize) //nolint:gosec // a block size is positive
+		if free < need {
 			return fmt.Errorf("%s has %.1f GB free and this build needs about %d GB there: free some, or point GOCACHE (the build cache) or --out elsewhere",
 				dir, float64(free)/(1<<30), need>>30)
 		}

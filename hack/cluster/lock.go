@@ -23,14 +23,13 @@ var errLocked = errors.New("locked by another process")
 // lock locks the file for this process. The error is errLocked when another one
 // has it.
 func lock(path string) (*lockFile, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the developer names the folder
 	if err != nil {
 		return nil, err
 	}
 	l := &lockFile{f}
 	if err := l.take(); err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(err, f.Close())
 	}
 	if err := f.Truncate(0); err != nil {
 		return nil, err
@@ -66,7 +65,7 @@ func awaitLock(ctx context.Context, path string) (*lockFile, error) {
 
 // holder returns the process id in a lock file.
 func holder(path string) (int, error) {
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(path) //nolint:gosec // the developer names the folder
 	if err != nil {
 		return 0, err
 	}

@@ -134,15 +134,15 @@ func outputFolder(given string, elements ...string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return dir, os.MkdirAll(dir, 0o755)
+		return dir, os.MkdirAll(dir, 0o750)
 	}
 	root, err := controlplane.RepositoryRoot()
 	if err != nil {
 		return "", err
 	}
 	dir := filepath.Join(append([]string{root, "bin"}, elements...)...)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", err
 	}
-	return dir, os.WriteFile(filepath.Join(root, "bin", ".gitignore"), []byte("*\n"), 0o644)
+	return dir, os.WriteFile(filepath.Join(root, "bin", ".gitignore"), []byte("*\n"), 0o600)
 }

@@ -257,7 +257,7 @@ func (c *ControlPlane) startAPI(ctx context.Context) error {
 		APIServer: &envtest.APIServer{CertDir: c.path("pki"), StartTimeout: startTimeout, StopTimeout: stopTimeout},
 	}
 	etcd, api := c.env.Etcd, c.env.APIServer
-	if err := c.configureAPIServer(api); err != nil {
+	if err := c.configureAPIServer(ctx, api); err != nil {
 		return err
 	}
 	if err := c.launch(ctx, "etcd", &etcd.Path, &etcd.Out, &etcd.Err, etcd.Start); err != nil {
@@ -298,12 +298,12 @@ func (c *ControlPlane) launch(ctx context.Context, name string, path *string, st
 }
 
 // configureAPIServer makes of envtest's API server a production one.
-func (c *ControlPlane) configureAPIServer(api *envtest.APIServer) error {
-	port, err := freePort(c.options.Address)
+func (c *ControlPlane) configureAPIServer(ctx context.Context, api *envtest.APIServer) error {
+	port, err := freePort(ctx, c.options.Address)
 	if err != nil {
 		return err
 	}
-	api.SecureServing.ListenAddr = envtest.ListenAddr{Address: c.options.Address, Port: strconv.Itoa(port)}
+	api.ListenAddr = envtest.ListenAddr{Address: c.options.Address, Port: strconv.Itoa(port)}
 	flags := []string{
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
@@ -313,7 +313,7 @@ func (c *ControlPlane) configureAPIServer(api *envtest.APIServer) error {
 	}
 	if c.options.AuditPolicy != "" {
 		policy := c.path("conf", "audit-policy.yaml")
-		if err := os.WriteFile(policy, []byte(c.options.AuditPolicy), 0o640); err != nil {
+		if err := os.WriteFile(policy, []byte(c.options.AuditPolicy), 0o600); err != nil {
 			return err
 		}
 		// Rotation would take events from under a reader.
@@ -365,7 +365,7 @@ func (c *ControlPlane) startOthers(ctx context.Context) error {
 
 func (c *ControlPlane) newControllerManager() (*Process, error) {
 	root := c.path("pki", "ca.crt")
-	if err := os.WriteFile(root, c.env.APIServer.CA, 0o640); err != nil {
+	if err := os.WriteFile(root, c.env.APIServer.CA, 0o600); err != nil {
 		return nil, err
 	}
 	client, err := kubernetes.NewForConfig(c.admin)

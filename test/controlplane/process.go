@@ -126,7 +126,7 @@ func (p *Process) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	began := time.Now()
-	port, err := freePort("127.0.0.1")
+	port, err := freePort(ctx, "127.0.0.1")
 	if err != nil {
 		return err
 	}
@@ -146,16 +146,17 @@ func (p *Process) spawn(port int) error {
 	if err := os.RemoveAll(p.certDir); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	log, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(p.binary, mergeFlags([]string{
+	args := mergeFlags([]string{
 		"--bind-address=127.0.0.1",
 		"--secure-port=" + strconv.Itoa(port),
 		"--cert-dir=" + p.certDir,
-	}, p.args)...)
+	}, p.args)
+	cmd := exec.Command(p.binary, args...) //nolint:gosec,noctx // a component outlives the context of its start
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -263,8 +264,8 @@ func poll(ctx context.Context, check func() error) error {
 }
 
 // freePort returns a TCP port nobody listens on at address.
-func freePort(address string) (int, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+func freePort(ctx context.Context, address string) (int, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
@@ -280,7 +281,7 @@ const (
 // logTail returns the last lines of a log, with a heading, as the end of an
 // error message. It is "" when there are none.
 func logTail(path string) string {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // a log of this package
 	if err != nil {
 		return ""
 	}

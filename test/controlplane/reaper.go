@@ -42,7 +42,7 @@ func startReaper(dir, temporary string) (*reaper, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("/bin/sh", "-c", reaperScript, "control-plane-reaper", dir, temporary)
+	cmd := exec.Command("/bin/sh", "-c", reaperScript, "control-plane-reaper", dir, temporary) //nolint:gosec,noctx // it outlives this process; the folders are arguments, not code
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	lifeline, err := cmd.StdinPipe()
 	if err != nil {
@@ -62,7 +62,7 @@ func (r *reaper) launcher(binary string) (string, error) {
 	path := filepath.Join(r.dir, name)
 	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --help ] || echo $$ >%s\nexec %s \"$@\"\n",
 		shellQuote(r.pidFile(name)), shellQuote(binary))
-	if err := os.WriteFile(path, []byte(script), 0o750); err != nil {
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil { //nolint:gosec // a script has to be executable
 		return "", err
 	}
 	return path, nil
