@@ -119,7 +119,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		Mode:           spec.Mode,
 		UID:            spec.UID,
 		GID:            spec.GID,
-		Created:        p.clock.Now().UTC(),
+		Created:        time.Now().UTC(),
 	}}
 	if err := p.survey(ctx, b, spec.Adopt); err != nil {
 		s.index.release(spec.Path)

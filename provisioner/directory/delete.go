@@ -190,12 +190,9 @@ func (p *Pool) checkOwner(s *session, m Marker) error {
 
 // trash moves the directory of m to the trash and forgets the volume.
 func (p *Pool) trash(ctx context.Context, s *session, m Marker) error {
-	return p.retire(ctx, s, m, trashName, func(trash Dir, move func(name string) error) error {
-		if err := move(trashEntry(m.Volume)); err != nil {
-			return err
-		}
-		p.wakeUp()
-		return nil
+	defer p.wakeUp() // also after a failure, which may come after the move
+	return p.retire(ctx, s, m, trashName, func(_ Dir, move func(name string) error) error {
+		return move(trashEntry(m.Volume))
 	}, nil)
 }
 
@@ -203,13 +200,17 @@ func (p *Pool) trash(ctx context.Context, s *session, m Marker) error {
 func (p *Pool) archive(ctx context.Context, s *session, m Marker) error {
 	var name string
 	return p.retire(ctx, s, m, archiveName,
-		func(archive Dir, move func(name string) error) (err error) {
+		func(archive Dir, move func(name string) error) error {
 			for n := 1; ; n++ {
-				name = archiveEntry(m, n)
-				if _, err := archive.Lstat(ctx, name+markerSuffix); err == nil {
+				candidate := archiveEntry(m, n)
+				if _, err := archive.Lstat(ctx, candidate+markerSuffix); err == nil {
 					continue
 				}
-				if err := move(name); !exist(err) {
+				err := move(candidate)
+				if err == nil {
+					name = candidate
+				}
+				if !exist(err) {
 					return err
 				}
 			}

@@ -127,7 +127,7 @@ func (p *Pool) initialise(ctx context.Context, admin Dir, allowed bool) (identit
 		Pool:    p.options.Name,
 		Driver:  p.options.Driver,
 		ID:      rand.Text(),
-		Created: p.clock.Now().UTC(),
+		Created: time.Now().UTC(),
 	}
 	data, err := json.MarshalIndent(fresh, "", "  ")
 	if err != nil {

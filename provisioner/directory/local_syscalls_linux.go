@@ -65,6 +65,7 @@ func openChildOldKernel(parent int, name string) (int, error) {
 type mountIdentity struct {
 	mount    uint64
 	hasMount bool // false before Linux 5.8
+	isRoot   bool // the directory is the one that is mounted
 	device   uint64
 	inode    uint64
 }
@@ -76,6 +77,7 @@ func mountOf(fd int) (mountIdentity, error) {
 		return mountIdentity{
 			mount:    st.Mnt_id,
 			hasMount: st.Mask&unix.STATX_MNT_ID != 0,
+			isRoot:   st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
 			device:   unix.Mkdev(st.Dev_major, st.Dev_minor),
 			inode:    st.Ino,
 		}, nil
@@ -112,6 +114,9 @@ func (l *Local) checkMounted(root *localDir) error {
 	}
 	if !id.hasMount {
 		return fmt.Errorf("base %s: this kernel can't tell whether it is mounted: %w", l.base, errors.ErrUnsupported)
+	}
+	if !id.isRoot {
+		return fmt.Errorf("base %s is not a mount point: is the disk mounted?", l.base)
 	}
 	within, err := mountRoot(id.mount)
 	if err != nil {

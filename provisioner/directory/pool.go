@@ -9,7 +9,6 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/time/rate"
-	"k8s.io/utils/clock"
 )
 
 // DefaultPurgeRate is how many files a second a pool removes from its trash.
@@ -27,9 +26,7 @@ type Options struct {
 	// PurgeRate limits how many files a second are removed from the trash;
 	// zero means DefaultPurgeRate.
 	PurgeRate rate.Limit
-	// Clock is clock.RealClock unless a test says otherwise.
-	Clock clock.WithTicker
-	Log   logr.Logger
+	Log       logr.Logger
 }
 
 // Pool keeps volumes below one base. Its methods may be called by several
@@ -37,7 +34,6 @@ type Options struct {
 type Pool struct {
 	fs      Filesystem
 	options Options
-	clock   clock.WithTicker
 	log     logr.Logger
 	limiter *rate.Limiter
 
@@ -60,12 +56,8 @@ func NewPool(fs Filesystem, options Options) *Pool {
 	p := &Pool{
 		fs:      fs,
 		options: options,
-		clock:   options.Clock,
 		log:     options.Log,
 		wake:    make(chan struct{}, 1),
-	}
-	if p.clock == nil {
-		p.clock = clock.RealClock{}
 	}
 	limit := options.PurgeRate
 	if limit == 0 {

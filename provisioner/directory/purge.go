@@ -33,8 +33,8 @@ func (p *Pool) Run(ctx context.Context) error {
 			delay = purgeRetryMin
 		default:
 			p.log.Error(err, "Could not empty the trash", "pool", p.options.Name, "retryAfter", delay)
-			timer := p.clock.NewTimer(delay)
-			retry, stop = timer.C(), timer.Stop
+			timer := time.NewTimer(delay)
+			retry, stop = timer.C, timer.Stop
 			delay = min(2*delay, purgeRetryMax)
 		}
 		select {
