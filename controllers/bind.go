@@ -9,13 +9,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/util/workqueue"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
@@ -71,10 +69,7 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		Named("bind").
 		For(&corev1.PersistentVolume{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.volumesOfClaim), builder.WithPredicates(bindingMoved)).
-		WithOptions(controller.Options{
-			MaxConcurrentReconciles: workers,
-			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry),
-		}).
+		WithOptions(controllerOptions(mgr, "volume", workers)).
 		Complete(r)
 }
 
@@ -177,7 +172,7 @@ func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	}
 	waited := r.pacer.Forget(volume.UID)
 	r.Metrics.bindSeconds.WithLabelValues(binderBerth).Observe(waited.Seconds())
-	log.FromContext(ctx).V(1).Info("Bound volume", "volume", volume.Name, "claim", client.ObjectKeyFromObject(claim), "duration", waited.String())
+	log.FromContext(ctx).V(1).Info("Bound volume", "claim", client.ObjectKeyFromObject(claim).String(), "duration", waited.String())
 	return reconcile.Result{}, nil
 }
 
@@ -269,6 +264,6 @@ func (r *BindReconciler) repairLost(ctx context.Context, volume *corev1.Persiste
 		return fmt.Errorf("repair lost claim: %w", err)
 	}
 	r.Metrics.lostRepaired.Inc()
-	log.FromContext(ctx).Info("Repaired a claim that was marked Lost although its volume is there", "claim", client.ObjectKeyFromObject(claim), "volume", volume.Name)
+	log.FromContext(ctx).Info("Repaired a claim that was marked Lost although its volume is there", "claim", client.ObjectKeyFromObject(claim).String())
 	return nil
 }

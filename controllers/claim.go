@@ -11,14 +11,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/client-go/util/workqueue"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -32,16 +31,16 @@ import (
 )
 
 const (
-	// minRetry and maxRetry bound the backoff of a failing claim or volume.
-	minRetry = time.Second
-	maxRetry = 5 * time.Minute
-
 	// slowProvisioning is how long a driver may take before the claim is told
 	// that it is being worked on.
 	slowProvisioning = time.Second
 
 	// annAlphaSelectedNode is the old form of AnnSelectedNode.
 	annAlphaSelectedNode = "volume.alpha.kubernetes.io/selected-node"
+
+	// cacheLag is how long a volume may be written without being in the cache.
+	// A volume that is deleted before it shows is made again after that.
+	cacheLag = 10 * time.Second
 )
 
 // ClaimReconciler makes volumes for claims: it resolves the claim's class, has
@@ -60,6 +59,9 @@ type ClaimReconciler struct {
 	Clock clock.WithDelayedExecution
 
 	infeasible *infeasibleClaims
+	// written holds the claims whose volume was written so recently that the
+	// cache may not show it yet.
+	written *utilcache.Expiring
 }
 
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch;patch
@@ -74,15 +76,13 @@ func (r *ClaimReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error 
 		return fmt.Errorf("set up claim reconciler: Client, APIReader, Drivers, Events and Clock are required")
 	}
 	r.infeasible = newInfeasibleClaims(r.Clock, maxRetry)
+	r.written = utilcache.NewExpiringWithClock(r.Clock)
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("claim").
 		For(&corev1.PersistentVolumeClaim{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
 		Watches(&storagev1.StorageClass{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfClass)).
 		Watches(&corev1.PersistentVolume{}, handler.EnqueueRequestsFromMapFunc(r.claimsThatLost), builder.WithPredicates(volumeBecameUnavailable)).
-		WithOptions(controller.Options{
-			MaxConcurrentReconciles: workers,
-			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry),
-		}).
+		WithOptions(controllerOptions(mgr, "claim", workers)).
 		Complete(r)
 }
 
@@ -231,6 +231,9 @@ func (r *ClaimReconciler) provision(ctx context.Context, claim *corev1.Persisten
 	if wait := r.infeasible.Wait(key, request); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
+	if _, written := r.written.Get(claim.UID); written {
+		return reconcile.Result{RequeueAfter: cacheLag}, nil
+	}
 
 	driver, ok := r.Drivers.Get(class.Provisioner)
 	if !ok {
@@ -256,9 +259,10 @@ func (r *ClaimReconciler) provision(ctx context.Context, claim *corev1.Persisten
 		return reconcile.Result{}, err
 	}
 	crashpoint.Reach(crashpoint.VolumeCreated)
+	r.written.Set(claim.UID, nil, cacheLag)
 	r.infeasible.Forget(key)
 	tell(r.Events, claim, reasonProvisioningSucceeded, actionProvision, "Successfully provisioned volume %s", volume.Name)
-	log.FromContext(ctx).Info("Provisioned volume", "claim", key, "volume", volume.Name, "class", class.Name,
+	log.FromContext(ctx).Info("Provisioned volume", "volume", volume.Name, "class", class.Name,
 		"driver", class.Provisioner, "duration", r.Clock.Since(start).String())
 	return reconcile.Result{}, nil
 }

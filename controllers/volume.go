@@ -4,20 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/client-go/util/workqueue"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
@@ -60,10 +57,7 @@ func (r *VolumeReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error
 		Named("volume").
 		For(&corev1.PersistentVolume{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.volumesOfClaim), builder.WithPredicates(claimLetsGo)).
-		WithOptions(controller.Options{
-			MaxConcurrentReconciles: workers,
-			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry),
-		}).
+		WithOptions(controllerOptions(mgr, "volume", workers)).
 		Complete(r)
 }
 
@@ -211,7 +205,7 @@ func (r *VolumeReconciler) deleteObject(ctx context.Context, volume *corev1.Pers
 // only on this very volume.
 func (r *VolumeReconciler) setFinalizer(ctx context.Context, volume *corev1.PersistentVolume, present bool) error {
 	const finalizer = volumehelpers.PVDeletionProtectionFinalizer
-	if slices.Contains(volume.Finalizers, finalizer) == present {
+	if isProtected(volume) == present {
 		return nil
 	}
 	field := "$deleteFromPrimitiveList/finalizers"
@@ -238,7 +232,7 @@ func (r *VolumeReconciler) driverOf(volume *corev1.PersistentVolume) (provisione
 
 func (r *VolumeReconciler) logEnd(ctx context.Context, message string, volume *corev1.PersistentVolume, start time.Time) {
 	ref := volume.Spec.ClaimRef
-	log.FromContext(ctx).Info(message, "volume", volume.Name, "claim", ref.Namespace+"/"+ref.Name,
+	log.FromContext(ctx).Info(message, "claim", types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}.String(),
 		"class", volume.Spec.StorageClassName, "driver", volume.Annotations[volumehelpers.AnnDynamicallyProvisioned],
 		"duration", r.Clock.Since(start).String())
 }

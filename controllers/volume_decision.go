@@ -37,6 +37,9 @@ func decideVolume(volume *corev1.PersistentVolume, claim *corev1.PersistentVolum
 	if ref == nil || ref.UID == "" {
 		return volumeLeave // not dynamically bound: an administrator's business
 	}
+	if volume.DeletionTimestamp != nil && !isProtected(volume) {
+		return volumeLeave // ended, and going as soon as others let it
+	}
 	neverBound := volume.Status.Phase == corev1.VolumePending
 	if claim != nil && claim.UID == ref.UID && !losesClaim(volume, claim) {
 		return decideProtection(volume)
@@ -64,7 +67,7 @@ func losesClaim(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeC
 // handleProtectionFinalizer): Delete needs it once the volume is bound, any
 // other policy must not have it.
 func decideProtection(volume *corev1.PersistentVolume) volumeAction {
-	has := slices.Contains(volume.Finalizers, volumehelpers.PVDeletionProtectionFinalizer)
+	has := isProtected(volume)
 	needs := volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 	switch {
 	case has && !needs:
@@ -73,4 +76,9 @@ func decideProtection(volume *corev1.PersistentVolume) volumeAction {
 		return volumeProtect
 	}
 	return volumeLeave
+}
+
+// isProtected reports whether volume carries our finalizer.
+func isProtected(volume *corev1.PersistentVolume) bool {
+	return slices.Contains(volume.Finalizers, volumehelpers.PVDeletionProtectionFinalizer)
 }

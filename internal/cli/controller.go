@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,8 +37,9 @@ const (
 
 // controllerOptions are the flags of berth controller.
 type controllerOptions struct {
-	nodeName string
-	pools    []string
+	nodeName     string
+	pools        []string
+	requireMount bool
 
 	binding   string
 	bindGrace time.Duration
@@ -73,6 +75,7 @@ func newControllerCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.nodeName, "node-name", "", "name of the Node whose directories this process provisions (single-node install)")
 	f.StringArrayVar(&o.pools, "pool", nil, "a directory to make volumes in, as NAME=/ABSOLUTE/PATH; may be repeated. A StorageClass chooses one by its parameter pool (default \"default\")")
+	f.BoolVar(&o.requireMount, "pool-require-mount", false, "refuse pools that are not the root of a mounted filesystem")
 	f.StringVar(&o.binding, "binding", bindingAssist, "who binds a volume to its claim: assist (Berth does, when kube-controller-manager has not within --bind-grace) or cluster (kube-controller-manager alone)")
 	f.DurationVar(&o.bindGrace, "bind-grace", controllers.DefaultBindGrace, "how long kube-controller-manager has to bind a volume before Berth does")
 	f.IntVar(&o.workers, "workers", 32, "how many claims, binds and volumes are worked on at a time, of each")
@@ -92,6 +95,13 @@ func newControllerCommand() *cobra.Command {
 	config.RegisterFlags(goFlags)
 	o.logging.BindFlags(goFlags)
 	f.AddGoFlagSet(goFlags)
+	// Errors that are part of the work need no stack traces, and people read
+	// these times.
+	for name, value := range map[string]string{"zap-stacktrace-level": "panic", "zap-time-encoding": "rfc3339nano"} {
+		if err := f.Set(name, value); err != nil {
+			panic(err) // the flag or the value is misspelt above
+		}
+	}
 	return cmd
 }
 
@@ -191,7 +201,9 @@ func (o *controllerOptions) setupDrivers(mgr manager.Manager, drivers *provision
 			}
 			return node.Labels, nil
 		},
-		Log: mgr.GetLogger().WithName("hostpath"),
+		PoolInUse:    o.poolInUse(mgr.GetAPIReader()),
+		RequireMount: o.requireMount,
+		Log:          mgr.GetLogger().WithName("hostpath"),
 	})
 	if err != nil {
 		return fmt.Errorf("set up driver %s: %w", hostpath.Name, err)
@@ -208,6 +220,21 @@ func (o *controllerOptions) setupDrivers(mgr manager.Manager, drivers *provision
 		}
 	}
 	return nil
+}
+
+// poolInUse tells whether volumes of a pool of this node exist. It asks the API
+// server, and is asked only when a pool's directory looks new.
+func (o *controllerOptions) poolInUse(reader client.Reader) func(context.Context, string) (bool, error) {
+	return func(ctx context.Context, pool string) (bool, error) {
+		volumes := &corev1.PersistentVolumeList{}
+		if err := reader.List(ctx, volumes); err != nil {
+			return false, fmt.Errorf("list volumes: %w", err)
+		}
+		return slices.ContainsFunc(volumes.Items, func(v corev1.PersistentVolume) bool {
+			return v.Annotations[hostpath.AnnDriver] == hostpath.Name &&
+				v.Annotations[hostpath.AnnNode] == o.nodeName && v.Annotations[hostpath.AnnPool] == pool
+		}), nil
+	}
 }
 
 // leaderRunnable runs on the elected leader only.
