@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -69,8 +68,12 @@ func (b *bench) wantData(path string) {
 // wantTree checks everything below the base but .berth.
 func (b *bench) wantTree(want ...string) {
 	b.t.Helper()
-	got := tree(b.t, b.base)
-	got = slices.DeleteFunc(got, func(p string) bool { return p == ".berth" || strings.HasPrefix(p, ".berth/") })
+	var got []string
+	for _, p := range tree(b.t, b.base) {
+		if p != ".berth" && !strings.HasPrefix(p, ".berth/") {
+			got = append(got, p)
+		}
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		b.t.Errorf("below the base: %s", diff)
 	}
