@@ -125,7 +125,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		s.index.release(spec.Path)
 		return Marker{}, err
 	}
-	s.index.keepMade(b.marker)
+	s.index.setMade(b.marker)
 	err := writeMarker(ctx, s.volumes, b.marker)
 	if err == nil {
 		crashpoint.Reach(crashpoint.MarkerWritten)

@@ -298,7 +298,6 @@ func (p *Pool) forget(ctx context.Context, s *session, m Marker) error {
 	if err := s.prune(ctx, m); err != nil {
 		p.log.Error(err, "Could not remove an empty directory", "volume", m.Volume, "pool", p.options.Name)
 	}
-	s.index.releaseMade(m)
 	return nil
 }
 
@@ -314,6 +313,7 @@ func (s *session) prune(ctx context.Context, m Marker) error {
 		} else if err != nil {
 			return err
 		}
+		s.index.removed(dir)
 	}
 	return nil
 }
@@ -338,10 +338,7 @@ func trashEntry(volume string) string {
 func archiveEntry(m Marker, n int) string {
 	const longest = maxName - len(markerSuffix)
 	suffix := "-" + m.Volume
-	name := strings.ReplaceAll(m.Path, "/", "_")
-	if strings.HasSuffix(name, suffix) {
-		name = strings.TrimSuffix(name, suffix)
-	}
+	name := strings.TrimSuffix("-"+strings.ReplaceAll(m.Path, "/", "_"), suffix)
 	if n > 1 {
 		suffix += fmt.Sprintf("-%d", n)
 	}

@@ -13,8 +13,9 @@ type index struct {
 	owner map[string]string
 	// below counts the volumes below a directory.
 	below map[string]int
-	// made counts the markers that say a directory was made for a pattern.
-	made map[string]int
+	// made holds the directories that were made for a pattern, rather than by
+	// an administrator, until they are removed.
+	made map[string]bool
 	// damaged holds the volumes whose markers can't be trusted.
 	damaged map[string]error
 }
@@ -23,7 +24,7 @@ func newIndex() *index {
 	return &index{
 		owner:   map[string]string{},
 		below:   map[string]int{},
-		made:    map[string]int{},
+		made:    map[string]bool{},
 		damaged: map[string]error{},
 	}
 }
@@ -77,21 +78,22 @@ func (x *index) release(path string) {
 	}
 }
 
-// keepMade counts the directories that were made for m.
-func (x *index) keepMade(m Marker) {
+// setMade notes the directories that were, or are about to be, made for m.
+func (x *index) setMade(m Marker) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, dir := range m.made() {
-		x.made[dir]++
+		x.made[dir] = true
 	}
 }
 
-// releaseMade is the opposite of keepMade.
-func (x *index) releaseMade(m Marker) {
+// removed notes that dir was removed. When a volume is being made below it, it
+// will be made again, so it stays known as made for a pattern.
+func (x *index) removed(dir string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, dir := range m.made() {
-		decrement(x.made, dir)
+	if x.below[dir] == 0 {
+		delete(x.made, dir)
 	}
 }
 
@@ -99,7 +101,7 @@ func (x *index) releaseMade(m Marker) {
 func (x *index) isMade(dir string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.made[dir] > 0
+	return x.made[dir]
 }
 
 // isAncestor reports whether dir lies above a volume other than one at path.

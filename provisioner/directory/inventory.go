@@ -90,7 +90,7 @@ func (p *Pool) index(idx *index, m Marker) {
 		return
 	}
 	idx.setDamaged(m.Volume, nil)
-	idx.keepMade(m)
+	idx.setMade(m)
 }
 
 // recheckDamaged looks whether an administrator has repaired or removed the
