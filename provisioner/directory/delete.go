@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
+	"syscall"
 	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -249,16 +251,31 @@ func (p *Pool) retire(ctx context.Context, s *session, m Marker, target string, 
 		crashpoint.Reach(crashpoint.MovedToTrash)
 	}
 	if keep != nil {
-		switch err := keep(into); {
-		case err == nil:
-			if err := into.Sync(ctx); err != nil {
-				return err
-			}
-		case !notExist(err):
+		if err := p.keepMarker(ctx, s, m, into, keep); err != nil {
 			return fmt.Errorf("keep the marker of volume %s: %w", m.Volume, err)
 		}
 	}
 	return p.forget(ctx, s, m)
+}
+
+// keepMarker lets keep take the marker away. What would be done by it is done
+// first.
+func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, keep func(into Dir) error) error {
+	s.index.leave(m.Path)
+	err := p.prune(ctx, s, m)
+	if err == nil {
+		err = keep(into)
+	}
+	if notExist(err) {
+		return nil // there is no directory beside which to keep it
+	}
+	if err == nil {
+		err = into.Sync(ctx)
+	}
+	if err != nil {
+		s.index.stay(m.Path)
+	}
+	return err
 }
 
 // moveAway moves the directory of m, durably.
@@ -283,11 +300,20 @@ func (s *session) moveAway(ctx context.Context, m Marker, into Dir, move func(Di
 	return errors.Join(parent.Sync(ctx), into.Sync(ctx))
 }
 
-// forget removes the marker, if it is still there, and the directories that
-// were made above the volume's and are empty now.
-func (p *Pool) forget(ctx context.Context, s *session, m Marker) error {
-	err := s.volumes.Remove(ctx, m.Volume+markerSuffix)
-	if err != nil && !notExist(err) {
+// forget removes the directories that were made above the volume's and are
+// empty now, then the marker, if it is still there. In this order a crash
+// leaves something that the next call can go by.
+func (p *Pool) forget(ctx context.Context, s *session, m Marker) (err error) {
+	s.index.leave(m.Path)
+	defer func() {
+		if err != nil {
+			s.index.stay(m.Path)
+		}
+	}()
+	if err := p.prune(ctx, s, m); err != nil {
+		return fmt.Errorf("remove the empty directories above volume %s: %w", m.Volume, err)
+	}
+	if err := s.volumes.Remove(ctx, m.Volume+markerSuffix); err != nil && !notExist(err) {
 		return fmt.Errorf("remove the marker of volume %s: %w", m.Volume, err)
 	}
 	if err := s.volumes.Sync(ctx); err != nil {
@@ -295,25 +321,28 @@ func (p *Pool) forget(ctx context.Context, s *session, m Marker) error {
 	}
 	crashpoint.Reach(crashpoint.MarkerRemoved)
 	s.index.release(m.Path)
-	if err := s.prune(ctx, m); err != nil {
-		p.log.Error(err, "Could not remove an empty directory", "volume", m.Volume, "pool", p.options.Name)
-	}
 	return nil
 }
 
 // prune removes the directories that were made for m, from the deepest up, as
-// long as they are empty and no other volume is about to be made in them.
-func (s *session) prune(ctx context.Context, m Marker) error {
+// long as they are empty and no other volume is about to be made in them. One
+// that resists for a lasting reason is left.
+func (p *Pool) prune(ctx context.Context, s *session, m Marker) error {
 	for _, dir := range m.made() {
 		if s.index.inUse(dir) {
 			return nil
 		}
-		if err := s.removeEmpty(ctx, dir); notEmpty(err) {
+		switch err := s.removeEmpty(ctx, dir); {
+		case err == nil:
+			s.index.removed(dir)
+		case notEmpty(err):
 			return nil
-		} else if err != nil {
+		case notDirectory(err), errors.Is(err, syscall.EBUSY), errors.Is(err, fs.ErrPermission):
+			p.log.Error(err, "Left a directory that was made for a volume", "volume", m.Volume, "pool", p.options.Name)
+			return nil
+		default:
 			return err
 		}
-		s.index.removed(dir)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"fmt"
 	"sync"
 )
 
@@ -11,8 +12,13 @@ type index struct {
 	mu sync.Mutex
 	// owner maps a path to the volume it belongs to.
 	owner map[string]string
-	// below counts the volumes below a directory.
+	// below counts the volumes below a directory, without those in leaving.
 	below map[string]int
+	// leaving holds the paths of volumes whose directories were moved away but
+	// whose markers are still there; leavingBelow counts them like below. They
+	// keep others from their paths, but not their parents from being pruned.
+	leaving      map[string]bool
+	leavingBelow map[string]int
 	// made holds the directories that were made for a pattern, rather than by
 	// an administrator, until they are removed.
 	made map[string]bool
@@ -24,8 +30,11 @@ func newIndex() *index {
 	return &index{
 		owner:   map[string]string{},
 		below:   map[string]int{},
+		leaving: map[string]bool{},
 		made:    map[string]bool{},
 		damaged: map[string]error{},
+
+		leavingBelow: map[string]int{},
 	}
 }
 
@@ -54,10 +63,16 @@ func (x *index) check(path string) error {
 }
 
 func (x *index) checkLocked(path string) error {
+	if x.leaving[path] || x.leavingBelow[path] > 0 {
+		return fmt.Errorf("%s is being deleted: %w", shown(path), ErrConflict)
+	}
 	if x.owner[path] != "" || x.below[path] > 0 {
 		return refuseConflict(path, path)
 	}
 	for _, dir := range ancestors(path) {
+		if x.leaving[dir] {
+			return fmt.Errorf("%s is being deleted: %w", shown(dir), ErrConflict)
+		}
 		if x.owner[dir] != "" {
 			return refuseConflict(path, dir)
 		}
@@ -65,13 +80,46 @@ func (x *index) checkLocked(path string) error {
 	return nil
 }
 
+// leave notes that the directory at path was moved away.
+func (x *index) leave(path string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.owner[path] == "" || x.leaving[path] {
+		return
+	}
+	x.leaving[path] = true
+	for _, dir := range ancestors(path) {
+		decrement(x.below, dir)
+		x.leavingBelow[dir]++
+	}
+}
+
+// stay is the opposite of leave.
+func (x *index) stay(path string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.stayLocked(path)
+}
+
+func (x *index) stayLocked(path string) {
+	if !x.leaving[path] {
+		return
+	}
+	delete(x.leaving, path)
+	for _, dir := range ancestors(path) {
+		x.below[dir]++
+		decrement(x.leavingBelow, dir)
+	}
+}
+
 // release takes path back.
 func (x *index) release(path string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if _, ok := x.owner[path]; !ok {
+	if x.owner[path] == "" {
 		return
 	}
+	x.stayLocked(path)
 	delete(x.owner, path)
 	for _, dir := range ancestors(path) {
 		decrement(x.below, dir)
