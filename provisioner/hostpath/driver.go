@@ -183,9 +183,9 @@ func (d *Driver) checkSize(ctx context.Context, pool string, request resource.Qu
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", pool, err)
 	}
-	total := quantity(space.Total)
-	if request.Cmp(total) > 0 {
-		return provisioner.Infeasible(sizeField, request.String(), "pool %s on node %s has %s in all; ask for no more than that, or use another pool", pool, d.nodeName, total.String())
+	if request.Cmp(quantity(space.Total)) > 0 {
+		readable := quantity(roundDown(space.Total))
+		return provisioner.Infeasible(sizeField, request.String(), "pool %s on node %s has %s in all; ask for no more than that, or use another pool", pool, d.nodeName, readable.String())
 	}
 	return nil
 }

@@ -167,6 +167,16 @@ func sourcePath(volume *corev1.PersistentVolume) string {
 	return ""
 }
 
+// roundDown makes a size readable as a quantity: to whole GiB, or MiB when it
+// is less than one.
+func roundDown(bytes uint64) uint64 {
+	unit := uint64(1 << 30)
+	if bytes < unit {
+		unit = 1 << 20
+	}
+	return bytes - bytes%unit
+}
+
 func quantity(bytes uint64) resource.Quantity {
 	return *resource.NewQuantity(int64(min(bytes, math.MaxInt64)), resource.BinarySI)
 }

@@ -1,0 +1,337 @@
+package hostpath_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
+
+	"github.com/berth-storage/berth/provisioner"
+	"github.com/berth-storage/berth/provisioner/hostpath"
+)
+
+func TestProvisionDescribesALocalVolume(t *testing.T) {
+	b := newBench(t)
+	opts := request()
+	opts.StorageClass.MountOptions = []string{"noexec"}
+	got, _, err := b.driver.Provision(b.ctx, opts)
+	must(t, err)
+	mode := corev1.PersistentVolumeFilesystem
+	want := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "pvc-1",
+			Annotations: map[string]string{
+				"berth.storage/driver":    "hostpath.berth.storage",
+				"berth.storage/node":      nodeName,
+				"berth.storage/pool":      "default",
+				"berth.storage/path":      "ns-claim-pvc-1",
+				"berth.storage/on-delete": "delete",
+				"berth.storage/claim":     "ns/claim",
+			},
+		},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
+			AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+			MountOptions:                  []string{"noexec"},
+			VolumeMode:                    &mode,
+			PersistentVolumeSource: corev1.PersistentVolumeSource{
+				Local: &corev1.LocalVolumeSource{Path: filepath.Join(b.base, "ns-claim-pvc-1")},
+			},
+			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{
+					Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{"host-1"},
+				}},
+			}}}},
+		},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	info, err := os.Stat(got.Spec.Local.Path)
+	must(t, err)
+	if !info.IsDir() || info.Mode().Perm() != 0o770 {
+		t.Errorf("mode = %v", info.Mode())
+	}
+}
+
+func TestProvisionHonoursParameters(t *testing.T) {
+	b := newBench(t)
+	retain := corev1.PersistentVolumeReclaimRetain
+	opts := request("pool", "ssd", "volumeType", "hostPath", "pathPattern", "${pvc.namespace}/${pvc.labels['app']}",
+		"onDelete", "archive", "mode", "2775", "uid", "1234", "gid", "4321", "existing", "adopt")
+	opts.StorageClass.ReclaimPolicy = &retain
+	if os.Geteuid() != 0 {
+		t.Skip("another owner needs root")
+	}
+	got, _, err := b.driver.Provision(b.ctx, opts)
+	must(t, err)
+	path := filepath.Join(b.ssd, "ns/db")
+	exists := corev1.HostPathDirectory
+	if diff := cmp.Diff(&corev1.HostPathVolumeSource{Path: path, Type: &exists}, got.Spec.HostPath); diff != "" {
+		t.Error(diff)
+	}
+	if got.Spec.PersistentVolumeReclaimPolicy != retain || got.Annotations[hostpath.AnnPool] != "ssd" ||
+		got.Annotations[hostpath.AnnPath] != "ns/db" || got.Annotations[hostpath.AnnOnDelete] != "archive" || got.Spec.NodeAffinity == nil {
+		t.Errorf("volume = %+v", got)
+	}
+	var st syscall.Stat_t
+	must(t, syscall.Lstat(path, &st))
+	if st.Mode&0o7777 != 0o2775 || st.Uid != 1234 || st.Gid != 4321 {
+		t.Errorf("mode %#o, owner %d:%d", st.Mode&0o7777, st.Uid, st.Gid)
+	}
+}
+
+func TestBadParametersAreInfeasible(t *testing.T) {
+	for _, test := range []struct {
+		name, value string
+		words       []string
+	}{
+		{"nope", "x", []string{"existing, gid, mode, onDelete, pathPattern, pool, uid, volumeType"}},
+		{"Pool", "x", []string{"no such parameter"}},
+		{"volumeType", "nfs", []string{"local, hostPath"}},
+		{"volumeType", "", []string{"local, hostPath"}},
+		{"pathPattern", "../../etc", []string{"not a name"}},
+		{"pathPattern", "", []string{"empty"}},
+		{"pathPattern", "${pvc.uid}", []string{"unknown variable"}},
+		{"pathPattern", "${pvc.labels['missing']}", []string{"pvc.labels['missing']"}},
+		{"onDelete", "shred", []string{"delete, archive, retain"}},
+		{"mode", "rwx", []string{"octal"}},
+		{"mode", "0888", []string{"octal"}},
+		{"mode", "10000", []string{"octal"}},
+		{"mode", "-1", []string{"octal"}},
+		{"mode", "0o770", []string{"octal"}},
+		{"mode", "", []string{"octal"}},
+		{"uid", "root", []string{"4294967294"}},
+		{"uid", "-1", []string{"4294967294"}},
+		{"uid", "4294967295", []string{"4294967294"}},
+		{"gid", "4294967296", []string{"4294967294"}},
+		{"gid", "0x10", []string{"4294967294"}},
+		{"existing", "yes", []string{"refuse, adopt"}},
+	} {
+		t.Run(test.name+"="+test.value, func(t *testing.T) {
+			b := newBench(t)
+			b.wantInfeasible(request(test.name, test.value), append(test.words, "StorageClass parameter "+test.name, test.value)...)
+			b.wantNothingMade()
+		})
+	}
+}
+
+func TestClaimsThatADirectoryCantServeAreInfeasible(t *testing.T) {
+	block, group := corev1.PersistentVolumeBlock, "snapshot.storage.k8s.io"
+	for name, test := range map[string]struct {
+		change func(*controller.ProvisionOptions)
+		words  []string
+	}{
+		"selector": {func(o *controller.ProvisionOptions) {
+			o.PVC.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}
+		}, []string{"spec.selector", "a=b"}},
+		"block": {func(o *controller.ProvisionOptions) { o.PVC.Spec.VolumeMode = &block }, []string{"spec.volumeMode", "Filesystem"}},
+		"data source": {func(o *controller.ProvisionOptions) {
+			o.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "other"}
+		}, []string{"spec.dataSource", "PersistentVolumeClaim/other"}},
+		"data source of an unknown kind": {func(o *controller.ProvisionOptions) {
+			o.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{APIGroup: &group, Kind: "VolumeSnapshot", Name: "snap"}
+		}, []string{"spec.dataSourceRef", "VolumeSnapshot/snap"}},
+		"shared": {func(o *controller.ProvisionOptions) {
+			o.PVC.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadWriteMany}
+		}, []string{"spec.accessModes", "ReadWriteMany", "nfs.berth.storage"}},
+		"read by many": {func(o *controller.ProvisionOptions) {
+			o.PVC.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}
+		}, []string{"ReadOnlyMany"}},
+		"no size":       {func(o *controller.ProvisionOptions) { o.PVC.Spec.Resources.Requests = nil }, []string{"requests.storage"}},
+		"size zero":     {setSize("0"), []string{"requests.storage"}},
+		"size negative": {setSize("-1Gi"), []string{"requests.storage", "-1Gi"}},
+		"size 16 EiB":   {setSize("16Ei"), []string{"9223372036854775807", "in all"}},
+		"size 7 EiB":    {setSize("7Ei"), []string{"7Ei", "in all"}},
+		"mount options of a hostPath": {func(o *controller.ProvisionOptions) {
+			o.StorageClass.Parameters["volumeType"] = "hostPath"
+			o.StorageClass.MountOptions = []string{"noexec"}
+		}, []string{"mountOptions", "noexec"}},
+		"topology": {func(o *controller.ProvisionOptions) { o.StorageClass.AllowedTopologies = topologies("zone", "b", "c") },
+			[]string{"allowedTopologies", "zone in (b, c)", nodeName}},
+		"topology, Immediate": {func(o *controller.ProvisionOptions) {
+			o.SelectedNodeName = ""
+			o.StorageClass.AllowedTopologies = topologies("rack", "a")
+		}, []string{"allowedTopologies"}},
+		"topology without expressions": {func(o *controller.ProvisionOptions) {
+			o.StorageClass.AllowedTopologies = []corev1.TopologySelectorTerm{{}}
+		}, []string{"allowedTopologies"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.wantInfeasible(with(request(), test.change), test.words...)
+			b.wantNothingMade()
+		})
+	}
+}
+
+func setSize(size string) func(*controller.ProvisionOptions) {
+	return func(o *controller.ProvisionOptions) {
+		o.PVC.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}
+	}
+}
+
+func topologies(key string, values ...string) []corev1.TopologySelectorTerm {
+	return []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: key, Values: values}}}}
+}
+
+func TestImmediateTakesTheNodeThatMatches(t *testing.T) {
+	b := newBench(t)
+	opts := request()
+	opts.SelectedNodeName = ""
+	opts.StorageClass.AllowedTopologies = append(topologies("zone", "b"), topologies("zone", "x", "a")...)
+	b.provision(opts)
+}
+
+func TestOncePodIsServed(t *testing.T) {
+	b := newBench(t)
+	opts := request()
+	opts.PVC.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}
+	got := b.provision(opts)
+	if diff := cmp.Diff(opts.PVC.Spec.AccessModes, got.Spec.AccessModes); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAnotherNodeIsRescheduled(t *testing.T) {
+	b := newBench(t)
+	opts := request()
+	opts.SelectedNodeName = "node-2"
+	_, state, err := b.driver.Provision(b.ctx, opts)
+	if state != controller.ProvisioningReschedule || err == nil || !strings.Contains(err.Error(), "node-2") {
+		t.Errorf("Provision = %s, %v", state, err)
+	}
+	b.wantNothingMade()
+}
+
+func TestAffinityUsesTheLabelNotTheName(t *testing.T) {
+	b := newBench(t)
+	delete(b.labels, corev1.LabelHostname)
+	_, _, err := b.driver.Provision(b.ctx, request())
+	if err == nil || provisioner.IsInfeasible(err) || !strings.Contains(err.Error(), corev1.LabelHostname) {
+		t.Errorf("Provision without the label = %v", err)
+	}
+	b.wantNothingMade()
+}
+
+func TestUnknownPoolNamesTheFlag(t *testing.T) {
+	b := newBench(t)
+	_, _, err := b.driver.Provision(b.ctx, request("pool", "nvme"))
+	if err == nil || !strings.Contains(err.Error(), "--pool nvme=") || !strings.Contains(err.Error(), "default, ssd") {
+		t.Errorf("Provision = %v", err)
+	}
+}
+
+func TestAPathChosenBeforeCounts(t *testing.T) {
+	for name, change := range map[string]func(map[string]string){
+		"label changed": func(labels map[string]string) { labels["app"] = "other" },
+		"label removed": func(labels map[string]string) { delete(labels, "app") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			opts := request("pathPattern", "${pvc.labels['app']}")
+			first := b.provision(opts)
+			change(opts.PVC.Labels)
+			b.restart()
+			if diff := cmp.Diff(first, b.provision(opts)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestEmptyPoolThatKubernetesKnowsIsRefused(t *testing.T) {
+	for _, test := range []struct {
+		inUse bool
+		err   error
+		want  bool
+	}{{inUse: false, want: true}, {inUse: true}, {err: errors.New("the API server is down")}} {
+		driver, err := hostpath.New(hostpath.Options{
+			NodeName: nodeName,
+			Pools:    map[string]string{"default": t.TempDir()},
+			NodeLabels: func(context.Context) (map[string]string, error) {
+				return map[string]string{corev1.LabelHostname: "h"}, nil
+			},
+			PoolInUse: func(context.Context, string) (bool, error) { return test.inUse, test.err },
+		})
+		must(t, err)
+		_, _, err = driver.Provision(t.Context(), request())
+		if (err == nil) != test.want || provisioner.IsInfeasible(err) {
+			t.Errorf("%+v: Provision = %v", test, err)
+		}
+		must(t, driver.Close())
+	}
+}
+
+func TestConflictsAreInfeasible(t *testing.T) {
+	b := newBench(t)
+	b.provision(request("pathPattern", "shared"))
+	second := request("pathPattern", "shared")
+	second.PVName, second.PVC.UID = "pvc-2", "uid-2"
+	b.wantInfeasible(second, "StorageClass parameter pathPattern", "shared")
+}
+
+func TestParsePool(t *testing.T) {
+	for s, want := range map[string][2]string{
+		"default=/var/lib/berth": {"default", "/var/lib/berth"},
+		"ssd=/mnt/a=b":           {"ssd", "/mnt/a=b"},
+		"":                       {}, "ssd": {}, "=/mnt": {}, "ssd=": {}, "ssd=mnt": {}, "ssd=/": {}, "ssd=/mnt/": {}, "ssd=/mnt/../etc": {},
+		"SSD=/mnt": {}, "a b=/mnt": {}, "a/b=/mnt": {},
+	} {
+		name, path, err := hostpath.ParsePool(s)
+		if (err == nil) != (want[0] != "") {
+			t.Errorf("ParsePool(%q): %v", s, err)
+		} else if err == nil && (name != want[0] || path != want[1]) {
+			t.Errorf("ParsePool(%q) = %q, %q", s, name, path)
+		}
+	}
+}
+
+func TestNewRefusesBadOptions(t *testing.T) {
+	labels := func(context.Context) (map[string]string, error) { return nil, nil }
+	pools := func(kv ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(kv); i += 2 {
+			m[kv[i]] = kv[i+1]
+		}
+		return m
+	}
+	for name, o := range map[string]hostpath.Options{
+		"no node":    {Pools: pools("a", "/a"), NodeLabels: labels},
+		"no labels":  {Pools: pools("a", "/a"), NodeName: "n"},
+		"no pool":    {NodeName: "n", NodeLabels: labels},
+		"relative":   {Pools: pools("a", "a"), NodeName: "n", NodeLabels: labels},
+		"root":       {Pools: pools("a", "/"), NodeName: "n", NodeLabels: labels},
+		"bad name":   {Pools: pools("A_", "/a"), NodeName: "n", NodeLabels: labels},
+		"twice":      {Pools: pools("a", "/a", "b", "/a"), NodeName: "n", NodeLabels: labels},
+		"nested":     {Pools: pools("a", "/a/b", "b", "/a"), NodeName: "n", NodeLabels: labels},
+		"nested too": {Pools: pools("a", "/a", "b", "/a/b/c"), NodeName: "n", NodeLabels: labels},
+	} {
+		if _, err := hostpath.New(o); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if _, err := hostpath.New(hostpath.Options{Pools: pools("a", "/a", "b", "/ab"), NodeName: "n", NodeLabels: labels}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestClassWithoutPoliciesDeletes(t *testing.T) {
+	b := newBench(t)
+	opts := request()
+	opts.StorageClass = &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "bare"}}
+	if got := b.provision(opts).Spec.PersistentVolumeReclaimPolicy; got != corev1.PersistentVolumeReclaimDelete {
+		t.Errorf("reclaim policy = %s", got)
+	}
+}
