@@ -129,7 +129,7 @@ func (d *demo) showFirstConsumer(ctx context.Context) error {
 	if err := d.show(ctx, "kubectl get pod web -o wide"); err != nil {
 		return err
 	}
-	d.Say("It stays Pending here: a kubelet would start it now.")
+	d.Say("The pod stays Pending here: a kubelet would start it now.")
 	return nil
 }
 
