@@ -83,7 +83,7 @@ func TestOperationsConvergeAfterAFault(t *testing.T) {
 			check: func(b *bench) {
 				b.wantTree("team", "team/app", "team/app/vol")
 				b.wantAdmin("volumes", "pvc-1.json")
-				wantAttr(b.t, b.path("team/app/vol"), plain.Mode, plain.UID, plain.GID)
+				wantAttr(b.t, b.path("team/app/vol"), plain.Mode, *plain.UID, *plain.GID)
 			},
 		},
 		"create beside another": {

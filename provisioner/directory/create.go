@@ -27,9 +27,11 @@ type Spec struct {
 	OnDelete OnDelete
 	// Adopt takes over a directory that exists and belongs to no volume.
 	Adopt bool
-	// Mode, UID and GID are given to the directory, unless it is adopted.
+	// Mode, UID and GID are given to the directory, unless it is adopted. An
+	// owner that is nil is left as the filesystem made it, which is all that
+	// can be had from an NFS export that squashes root.
 	Mode     uint32
-	UID, GID uint32
+	UID, GID *uint32
 }
 
 const (
@@ -290,16 +292,16 @@ func (b *builder) setAttributes(ctx context.Context, dir Dir) error {
 	if info.Mode&0o777 != initialMode {
 		return nil
 	}
-	m := &b.marker
+	m := b.marker
 	attr := Attr{Mode: m.Mode}
-	if info.UID != m.UID {
-		attr.UID = &m.UID
+	if m.UID != nil && *m.UID != info.UID {
+		attr.UID = m.UID
 	}
-	if info.GID != m.GID {
-		attr.GID = &m.GID
+	if m.GID != nil && *m.GID != info.GID {
+		attr.GID = m.GID
 	}
 	if err := dir.SetAttr(ctx, attr); err != nil {
-		return fmt.Errorf("set mode %#o and owner %d:%d of volume %s: %w", m.Mode, m.UID, m.GID, m.Volume, err)
+		return fmt.Errorf("set mode and owner of volume %s: %w", m.Volume, err)
 	}
 	return dir.Sync(ctx)
 }

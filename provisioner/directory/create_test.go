@@ -21,7 +21,7 @@ func TestCreateMakesDirectoryAndMarker(t *testing.T) {
 	spec := specFor("team/app/vol")
 	spec.Mode = 0o2775
 	if os.Geteuid() == 0 {
-		spec.UID, spec.GID = 1234, 4321
+		spec.UID, spec.GID = new(uint32(1234)), new(uint32(4321))
 	}
 	m := b.create(spec)
 	b.wantTree("team", "team/app", "team/app/vol")
@@ -39,7 +39,7 @@ func TestCreateMakesDirectoryAndMarker(t *testing.T) {
 	if diff := cmp.Diff(want, stored); diff != "" {
 		t.Errorf("stored marker: %s", diff)
 	}
-	wantAttr(t, b.path("team/app/vol"), 0o2775, spec.UID, spec.GID)
+	wantAttr(t, b.path("team/app/vol"), 0o2775, *spec.UID, *spec.GID)
 	wantAttr(t, b.path("team"), 0o755, uint32(os.Geteuid()), uint32(os.Getegid()))
 }
 
@@ -50,6 +50,22 @@ func TestUmaskDoesNotMatter(t *testing.T) {
 	b.create(specFor("team/vol"))
 	wantAttr(t, b.path("team"), 0o755, uint32(os.Geteuid()), uint32(os.Getegid()))
 	wantAttr(t, b.path("team/vol"), 0o770, uint32(os.Geteuid()), uint32(os.Getegid()))
+}
+
+func TestOwnerCanBeLeftToTheFilesystem(t *testing.T) {
+	b := newBench(t)
+	must(t, os.Mkdir(b.path(".berth"), 0o700))
+	gid := uint32(os.Getegid())
+	if os.Geteuid() == 0 {
+		gid = 4321 // a base whose setgid bit decides the group
+		must(t, os.Chown(b.base, -1, int(gid)))
+		must(t, os.Chmod(b.base, 0o755|os.ModeSetgid))
+	}
+	spec := specFor("team/vol")
+	spec.UID, spec.GID = nil, nil
+	b.create(spec)
+	b.create(spec)
+	wantAttr(t, b.path("team/vol"), 0o770, uint32(os.Geteuid()), gid)
 }
 
 func TestCreateIsIdempotentAndKeepsItsPath(t *testing.T) {
@@ -128,7 +144,7 @@ func TestAdoptionMakesWhatIsMissing(t *testing.T) {
 	if m := b.create(spec); m.Adopted {
 		t.Error("a directory that was made is marked as adopted")
 	}
-	wantAttr(t, b.path("new"), 0o770, spec.UID, spec.GID)
+	wantAttr(t, b.path("new"), 0o770, *spec.UID, *spec.GID)
 }
 
 func TestAdoptedDirectoryThatIsGoneIsNotMadeAnew(t *testing.T) {

@@ -141,8 +141,8 @@ func volumeAt(volume, path string) directory.Spec {
 		Path:      path,
 		OnDelete:  directory.OnDeleteDelete,
 		Mode:      0o770,
-		UID:       uint32(os.Geteuid()),
-		GID:       uint32(os.Getegid()),
+		UID:       new(uint32(os.Geteuid())),
+		GID:       new(uint32(os.Getegid())),
 	}
 }
 

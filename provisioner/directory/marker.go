@@ -72,8 +72,9 @@ type Marker struct {
 	Path     string   `json:"path"`
 	OnDelete OnDelete `json:"onDelete"`
 	Mode     uint32   `json:"mode"`
-	UID      uint32   `json:"uid"`
-	GID      uint32   `json:"gid"`
+	// UID and GID are nil when the owner is left to the filesystem.
+	UID *uint32 `json:"uid,omitempty"`
+	GID *uint32 `json:"gid,omitempty"`
 	// Adopted says that the directory was there before the volume.
 	Adopted bool `json:"adopted"`
 	// ParentsMade is how many directories above the volume's, counted from the

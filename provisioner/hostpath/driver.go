@@ -156,8 +156,8 @@ func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions
 		OnDelete:  params.onDelete,
 		Adopt:     params.adopt,
 		Mode:      params.mode,
-		UID:       params.uid,
-		GID:       params.gid,
+		UID:       &params.uid,
+		GID:       &params.gid,
 	})
 	if err != nil {
 		return nil, err
