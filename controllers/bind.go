@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -62,13 +63,14 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	r.pacer = newBindPacer(r.Clock, bindPace{
 		Settle:     r.Grace / 5,
 		Grace:      r.Grace,
-		NextInLine: 20,
+		NextInLine: 40,
+		Quiet:      r.Grace,
 		GiveUp:     10 * r.Grace,
 	})
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("bind").
 		For(&corev1.PersistentVolume{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
-		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.volumesOfClaim), builder.WithPredicates(bindingMoved)).
+		Watches(&corev1.PersistentVolumeClaim{}, r.watchClaims()).
 		WithOptions(controllerOptions(mgr, "volume", workers)).
 		Complete(r)
 }
@@ -77,22 +79,50 @@ func (r *BindReconciler) concerns(o client.Object) bool {
 	return r.Drivers.Serves(o.GetAnnotations()[volumehelpers.AnnDynamicallyProvisioned])
 }
 
-// bindingMoved passes the changes of a claim that matter to its bind.
-var bindingMoved = predicate.Funcs{
-	CreateFunc: func(event.CreateEvent) bool { return false },
-	UpdateFunc: func(e event.UpdateEvent) bool {
-		before, ok := e.ObjectOld.(*corev1.PersistentVolumeClaim)
-		after, ok2 := e.ObjectNew.(*corev1.PersistentVolumeClaim)
-		return ok && ok2 && (isTriggered(before) != isTriggered(after) ||
-			before.Spec.VolumeName != after.Spec.VolumeName ||
-			before.Status.Phase != after.Status.Phase)
-	},
-	DeleteFunc:  func(event.DeleteEvent) bool { return true },
-	GenericFunc: func(event.GenericEvent) bool { return false },
+// watchClaims tells the pacer about the line of claims, and queues the volumes
+// of those whose bind moved.
+func (r *BindReconciler) watchClaims() handler.EventHandler {
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	return handler.Funcs{
+		CreateFunc: func(_ context.Context, e event.CreateEvent, _ queue) {
+			if claim, ok := e.Object.(*corev1.PersistentVolumeClaim); ok && !isTriggered(claim) {
+				r.pacer.Arrived(claim.UID)
+			}
+		},
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
+			before, ok := e.ObjectOld.(*corev1.PersistentVolumeClaim)
+			after, ok2 := e.ObjectNew.(*corev1.PersistentVolumeClaim)
+			if !ok || !ok2 {
+				return
+			}
+			switch {
+			case after.Spec.VolumeName != "":
+				r.pacer.Left(after.UID)
+			case isTriggered(after):
+				r.pacer.Triggered(after.UID)
+			}
+			if bindMoved(before, after) {
+				r.queueVolumes(ctx, after, q)
+			}
+		},
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q queue) {
+			r.pacer.Forget(e.Object.GetUID())
+			r.queueVolumes(ctx, e.Object, q)
+		},
+	}
 }
 
-func (r *BindReconciler) volumesOfClaim(ctx context.Context, o client.Object) []reconcile.Request {
-	return volumeRequests(ctx, r.Client, client.ObjectKeyFromObject(o), r.concerns)
+// bindMoved reports whether a change of a claim matters to its bind.
+func bindMoved(before, after *corev1.PersistentVolumeClaim) bool {
+	return isTriggered(before) != isTriggered(after) ||
+		before.Spec.VolumeName != after.Spec.VolumeName ||
+		before.Status.Phase != after.Status.Phase
+}
+
+func (r *BindReconciler) queueVolumes(ctx context.Context, claim client.Object, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+	for _, request := range volumeRequests(ctx, r.Client, client.ObjectKeyFromObject(claim), r.concerns) {
+		q.Add(request)
+	}
 }
 
 // isTriggered reports whether kube-controller-manager has asked for a volume
@@ -150,17 +180,15 @@ func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	}
 	switch decideBind(volume, claim) {
 	case bindDone:
-		if waited := r.pacer.Forget(volume.UID); waited > 0 {
-			r.Metrics.bindSeconds.WithLabelValues(binderCluster).Observe(waited.Seconds())
-		}
+		r.countBind(claim.UID)
 		return reconcile.Result{}, nil
 	case bindMoot:
-		r.pacer.Forget(volume.UID)
+		r.pacer.Forget(claimUID(volume))
 		return reconcile.Result{}, nil
 	case bindLost:
 		return reconcile.Result{}, r.repairLost(ctx, volume, claim)
 	}
-	if wait := r.pacer.Wait(volume.UID, isTriggered(claim)); wait > 0 {
+	if wait := r.pacer.Wait(claim.UID, isTriggered(claim)); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
 	err = r.bind(ctx, volume, claim)
@@ -170,10 +198,28 @@ func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	waited := r.pacer.Forget(volume.UID)
-	r.Metrics.bindSeconds.WithLabelValues(binderBerth).Observe(waited.Seconds())
-	log.FromContext(ctx).V(1).Info("Bound volume", "claim", client.ObjectKeyFromObject(claim).String(), "duration", waited.String())
+	r.pacer.Bound(claim.UID)
+	log.FromContext(ctx).V(1).Info("Bound volume", "claim", client.ObjectKeyFromObject(claim).String())
 	return reconcile.Result{}, nil
+}
+
+// countBind counts a bind that the cache shows as done, once.
+func (r *BindReconciler) countBind(claim types.UID) {
+	waited, byBerth := r.pacer.Forget(claim)
+	switch {
+	case byBerth:
+		r.Metrics.bindSeconds.WithLabelValues(binderBerth).Observe(waited.Seconds())
+	case waited > 0:
+		r.Metrics.bindSeconds.WithLabelValues(binderCluster).Observe(waited.Seconds())
+	}
+}
+
+// claimUID is the UID of the claim that volume refers to.
+func claimUID(volume *corev1.PersistentVolume) types.UID {
+	if volume.Spec.ClaimRef == nil {
+		return ""
+	}
+	return volume.Spec.ClaimRef.UID
 }
 
 // claimOf returns the cached claim that volume refers to, nil when there is

@@ -15,97 +15,180 @@ import (
 // Two things can go wrong (docs/binding.md). kube-controller-manager marks a
 // bound claim Lost when it has not yet seen the claim's volume: so a volume
 // must have been visible for a while. And it warns of a conflict when a claim
-// changes while it writes its trigger annotation, its only write to an unbound
-// claim, into it: so the claim should carry that annotation, or be far from its
-// turn. kube-controller-manager goes through claims in about the order they were made, so
-// the oldest claims without the annotation are those it is about to reach;
-// the rest are not.
+// changes between the moment it looks at it and the moment it writes its
+// trigger annotation into it, its only write to an unbound claim. It looks at claims
+// in the order they were made, and its rate limiter lets the writes through in
+// the same order, at most 20 a second. So a claim that carries the annotation is
+// safe; so is one that a younger claim overtook, which means that
+// kube-controller-manager found the volume when it looked; and when no
+// annotation has been written for a while, none is on its way. What is left are
+// the claims next in line while annotations are being written: those wait.
 type bindPacer struct {
 	clock clock.PassiveClock
 	pace  bindPace
 
-	mu      sync.Mutex
-	next    uint64
-	waiting map[types.UID]waitingVolume
-	// unannotated holds the sequence numbers of the waiting volumes whose claims
-	// lack the trigger annotation, in ascending order.
-	unannotated []uint64
+	mu   sync.Mutex
+	next uint64
+	// places holds the place in line of each unbound claim that lacks the
+	// annotation, and line the same places in ascending order.
+	places map[types.UID]uint64
+	line   []uint64
+	// head is the place behind the youngest claim that got the annotation, at
+	// headMoved.
+	head      uint64
+	headMoved time.Time
+	// waiting holds the claims whose volume is visible.
+	waiting map[types.UID]*waitingClaim
 }
 
 // bindPace is how patient a bindPacer is.
 type bindPace struct {
 	// Settle is how long a volume must have been visible in any case.
 	Settle time.Duration
-	// Grace is how long kube-controller-manager has for a claim that is far
-	// from its turn.
+	// Grace is how long kube-controller-manager has for a claim that is not
+	// next in line, or that a younger one overtook.
 	Grace time.Duration
-	// NextInLine is how many of the oldest claims without the trigger annotation
-	// kube-controller-manager may be about to reach.
+	// NextInLine is how many claims kube-controller-manager may have looked at
+	// without having written to them.
 	NextInLine int
-	// GiveUp is how long to wait for the trigger annotation of a claim next in
-	// line, should kube-controller-manager not be working at all.
+	// Quiet is for how long no annotation has been written when none is on its
+	// way.
+	Quiet time.Duration
+	// GiveUp is how long a claim waits at most.
 	GiveUp time.Duration
 }
 
-type waitingVolume struct {
-	sequence  uint64
+type waitingClaim struct {
 	firstSeen time.Time
-	annotated bool
+	// overtaken is when it was noticed that a younger claim got the annotation.
+	overtaken time.Time
+	// bound is when Bound was called.
+	bound time.Time
 }
 
 func newBindPacer(c clock.PassiveClock, pace bindPace) *bindPacer {
-	return &bindPacer{clock: c, pace: pace, waiting: map[types.UID]waitingVolume{}}
+	return &bindPacer{
+		clock:   c,
+		pace:    pace,
+		places:  map[types.UID]uint64{},
+		waiting: map[types.UID]*waitingClaim{},
+	}
 }
 
-// Wait returns how long to wait before binding volume, 0 when it may be bound
-// now. annotated says whether its claim carries the trigger annotation. The
-// first call for a volume is when it became visible.
-func (p *bindPacer) Wait(volume types.UID, annotated bool) time.Duration {
+// Arrived puts an unbound claim without the annotation in line. It must be
+// called in the order in which the API server shows the claims.
+func (p *bindPacer) Arrived(claim types.UID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w, known := p.waiting[volume]
-	if !known {
-		w = waitingVolume{sequence: p.next, firstSeen: p.clock.Now()}
-		p.next++
-		p.unannotated = append(p.unannotated, w.sequence)
-	}
-	if annotated && !w.annotated {
-		w.annotated = true
-		p.leaveLine(w.sequence)
-	}
-	p.waiting[volume] = w
-	return max(0, p.patience(w)-p.clock.Since(w.firstSeen))
+	p.arrived(claim)
 }
 
-// patience is how long after its first sight w may be bound.
-func (p *bindPacer) patience(w waitingVolume) time.Duration {
-	if w.annotated {
-		return p.pace.Settle
+func (p *bindPacer) arrived(claim types.UID) {
+	if _, known := p.places[claim]; known {
+		return
 	}
-	if position, _ := slices.BinarySearch(p.unannotated, w.sequence); position < p.pace.NextInLine {
-		return p.pace.GiveUp
-	}
-	return p.pace.Grace
+	p.places[claim] = p.next
+	p.line = append(p.line, p.next)
+	p.next++
 }
 
-// Forget drops volume, and returns how long it has been waiting; 0 when it was
-// not.
-func (p *bindPacer) Forget(volume types.UID) time.Duration {
+// Triggered notes that the claim got the annotation.
+func (p *bindPacer) Triggered(claim types.UID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w, known := p.waiting[volume]
+	place, inLine := p.leaveLine(claim)
+	if inLine && place >= p.head {
+		p.head, p.headMoved = place+1, p.clock.Now()
+	}
+}
+
+// Left notes that the claim is bound or gone.
+func (p *bindPacer) Left(claim types.UID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leaveLine(claim)
+}
+
+func (p *bindPacer) leaveLine(claim types.UID) (place uint64, inLine bool) {
+	if place, inLine = p.places[claim]; !inLine {
+		return 0, false
+	}
+	delete(p.places, claim)
+	if i, found := slices.BinarySearch(p.line, place); found {
+		p.line = slices.Delete(p.line, i, i+1)
+	}
+	return place, true
+}
+
+// Wait returns how long to wait before looking again whether the claim may be
+// bound; 0 when it may be now. triggered says whether it carries the
+// annotation. The first call for a claim is when its volume became visible.
+func (p *bindPacer) Wait(claim types.UID, triggered bool) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w, known := p.waiting[claim]
 	if !known {
+		w = &waitingClaim{firstSeen: p.clock.Now()}
+		p.waiting[claim] = w
+	}
+	age := p.clock.Since(w.firstSeen)
+	switch {
+	case !w.bound.IsZero() && p.clock.Since(w.bound) < p.pace.GiveUp:
+		return p.pace.GiveUp - p.clock.Since(w.bound)
+	case triggered:
+		return max(0, p.pace.Settle-age)
+	case age >= p.pace.GiveUp:
 		return 0
 	}
-	delete(p.waiting, volume)
-	if !w.annotated {
-		p.leaveLine(w.sequence)
-	}
-	return p.clock.Since(w.firstSeen)
+	p.arrived(claim) // after a restart the volume may be seen first
+	return max(0, min(p.patience(w, p.places[claim], age), p.pace.GiveUp-age))
 }
 
-func (p *bindPacer) leaveLine(sequence uint64) {
-	if i, found := slices.BinarySearch(p.unannotated, sequence); found {
-		p.unannotated = slices.Delete(p.unannotated, i, i+1)
+// patience is how long a claim without the annotation waits from now on.
+func (p *bindPacer) patience(w *waitingClaim, place uint64, age time.Duration) time.Duration {
+	if place < p.head {
+		if w.overtaken.IsZero() {
+			w.overtaken = p.clock.Now()
+		}
+		return p.pace.Grace - p.clock.Since(w.overtaken)
 	}
+	still := p.pace.Quiet - p.clock.Since(p.headMoved)
+	if p.ahead(place) < p.pace.NextInLine && still > 0 {
+		return max(still, p.pace.Grace-age)
+	}
+	return p.pace.Grace - age
+}
+
+// ahead counts the claims between the head of the line and place.
+func (p *bindPacer) ahead(place uint64) int {
+	first, _ := slices.BinarySearch(p.line, p.head)
+	own, _ := slices.BinarySearch(p.line, place)
+	return own - first
+}
+
+// Bound notes that Berth has bound the claim. Until the cache shows it there is
+// nothing to do, however often the claim comes up.
+func (p *bindPacer) Bound(claim types.UID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w, known := p.waiting[claim]; known {
+		w.bound = p.clock.Now()
+	}
+}
+
+// Forget drops the claim. It returns how long after its volume was visible it
+// was bound, if it was waiting, and whether Berth bound it.
+func (p *bindPacer) Forget(claim types.UID) (waited time.Duration, byBerth bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leaveLine(claim)
+	w, known := p.waiting[claim]
+	if !known {
+		return 0, false
+	}
+	delete(p.waiting, claim)
+	if w.bound.IsZero() {
+		return p.clock.Since(w.firstSeen), false
+	}
+	return w.bound.Sub(w.firstSeen), true
 }

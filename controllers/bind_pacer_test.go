@@ -13,133 +13,180 @@ var testPace = bindPace{
 	Settle:     100 * time.Millisecond,
 	Grace:      500 * time.Millisecond,
 	NextInLine: 2,
+	Quiet:      400 * time.Millisecond,
 	GiveUp:     5 * time.Second,
 }
 
-func newTestPacer() (*bindPacer, *clocktesting.FakePassiveClock) {
+// pacerTest drives a bindPacer by a fake clock; claims are numbers.
+type pacerTest struct {
+	*testing.T
+	*bindPacer
+	clock *clocktesting.FakePassiveClock
+}
+
+func newPacerTest(t *testing.T) *pacerTest {
 	clock := clocktesting.NewFakePassiveClock(time.Unix(1_700_000_000, 0))
-	return newBindPacer(clock, testPace), clock
+	return &pacerTest{T: t, bindPacer: newBindPacer(clock, testPace), clock: clock}
 }
 
-// line has volumes 1 to n wait, in this order, without the trigger annotation.
-func line(p *bindPacer, n int) {
-	for i := range n {
-		p.Wait(volumeUID(i+1), false)
+func pacedClaim(i int) types.UID { return types.UID(fmt.Sprintf("claim-%d", i)) }
+
+// visible has claims 1 to n arrive in this order, and their volumes be seen.
+func (p *pacerTest) visible(n int) {
+	for i := 1; i <= n; i++ {
+		p.Arrived(pacedClaim(i))
+		p.Wait(pacedClaim(i), false)
 	}
 }
 
-func volumeUID(i int) types.UID { return types.UID(fmt.Sprintf("volume-%d", i)) }
+func (p *pacerTest) pass(d time.Duration) { p.clock.SetTime(p.clock.Now().Add(d)) }
 
-func expectWait(t *testing.T, p *bindPacer, volume int, annotated bool, want time.Duration) {
-	t.Helper()
-	if got := p.Wait(volumeUID(volume), annotated); got != want {
-		t.Errorf("Wait(volume %d, annotated %v) = %s, want %s", volume, annotated, got, want)
+func (p *pacerTest) wants(claim int, triggered bool, want time.Duration) {
+	p.Helper()
+	if got := p.Wait(pacedClaim(claim), triggered); got != want {
+		p.Errorf("Wait(claim %d, triggered %v) = %s, want %s", claim, triggered, got, want)
 	}
 }
 
-func TestAnnotatedVolumeSettlesOnly(t *testing.T) {
-	p, clock := newTestPacer()
-	expectWait(t, p, 1, true, testPace.Settle)
-	clock.SetTime(clock.Now().Add(testPace.Settle - time.Millisecond))
-	expectWait(t, p, 1, true, time.Millisecond)
-	clock.SetTime(clock.Now().Add(time.Millisecond))
-	expectWait(t, p, 1, true, 0)
+func TestTriggeredClaimSettlesOnly(t *testing.T) {
+	p := newPacerTest(t)
+	p.wants(1, true, testPace.Settle)
+	p.pass(testPace.Settle - time.Millisecond)
+	p.wants(1, true, time.Millisecond)
+	p.pass(time.Millisecond)
+	p.wants(1, true, 0)
 }
 
-func TestVolumeFarFromItsTurnWaitsTheGrace(t *testing.T) {
-	p, clock := newTestPacer()
-	line(p, 3)
-	expectWait(t, p, 3, false, testPace.Grace)
-	clock.SetTime(clock.Now().Add(testPace.Grace))
-	expectWait(t, p, 3, false, 0)
+func TestTriggerEndsTheWait(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(1)
+	p.pass(testPace.Settle)
+	p.Triggered(pacedClaim(1))
+	p.wants(1, true, 0)
 }
 
-func TestVolumesNextInLineWaitForTheAnnotation(t *testing.T) {
-	p, clock := newTestPacer()
-	line(p, 3)
-	clock.SetTime(clock.Now().Add(testPace.Grace))
-	expectWait(t, p, 1, false, testPace.GiveUp-testPace.Grace)
-	expectWait(t, p, 2, false, testPace.GiveUp-testPace.Grace)
-}
-
-func TestAnnotationEndsTheWaitAtOnceWhenSettled(t *testing.T) {
-	p, clock := newTestPacer()
-	line(p, 1)
-	clock.SetTime(clock.Now().Add(testPace.Grace))
-	expectWait(t, p, 1, true, 0)
-}
-
-func TestBinderGivesUpWaitingForAControllerManagerThatIsDown(t *testing.T) {
-	p, clock := newTestPacer()
-	line(p, 3)
-	clock.SetTime(clock.Now().Add(testPace.GiveUp))
-	for volume := 1; volume <= 3; volume++ {
-		expectWait(t, p, volume, false, 0)
+func TestWithoutAnyTriggerEachWaitsTheGrace(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(3)
+	for claim := 1; claim <= 3; claim++ {
+		p.wants(claim, false, testPace.Grace)
+	}
+	p.pass(testPace.Grace)
+	for claim := 1; claim <= 3; claim++ {
+		p.wants(claim, false, 0)
 	}
 }
 
-func TestLineMovesUpWhenOneIsAnnotated(t *testing.T) {
-	p, clock := newTestPacer()
-	line(p, 3)
-	p.Wait(volumeUID(1), true)
-	clock.SetTime(clock.Now().Add(testPace.Grace))
-	expectWait(t, p, 3, false, testPace.GiveUp-testPace.Grace)
+func TestNextInLineWaitWhileTriggersAreWritten(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(4)
+	p.pass(testPace.Grace)
+	p.Triggered(pacedClaim(1))
+	p.wants(2, false, testPace.Quiet)
+	p.wants(3, false, testPace.Quiet)
+	p.wants(4, false, 0) // far from its turn
+	p.pass(testPace.Quiet)
+	p.wants(2, false, 0)
+	p.wants(3, false, 0)
 }
 
-func TestLineMovesUpWhenOneIsForgotten(t *testing.T) {
-	p, clock := newTestPacer()
-	line(p, 3)
-	p.Forget(volumeUID(2))
-	clock.SetTime(clock.Now().Add(testPace.Grace))
-	expectWait(t, p, 3, false, testPace.GiveUp-testPace.Grace)
+func TestLineMovesUpWithEachTrigger(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(5)
+	p.pass(testPace.Grace)
+	p.Triggered(pacedClaim(1))
+	p.Triggered(pacedClaim(2))
+	p.wants(4, false, testPace.Quiet)
+	p.wants(5, false, 0)
 }
 
-func TestAnnotatedNewcomersDoNotStandInLine(t *testing.T) {
-	p, clock := newTestPacer()
-	p.Wait(volumeUID(8), true)
-	p.Wait(volumeUID(9), true)
-	line(p, 2)
-	clock.SetTime(clock.Now().Add(testPace.Grace))
-	expectWait(t, p, 2, false, testPace.GiveUp-testPace.Grace)
+func TestBoundClaimsDoNotStandInLine(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(5)
+	p.pass(testPace.Grace)
+	p.Triggered(pacedClaim(1))
+	p.Left(pacedClaim(2))
+	p.Forget(pacedClaim(3))
+	p.wants(5, false, testPace.Quiet)
 }
 
-func TestAnnotationOnceSeenStays(t *testing.T) {
-	p, clock := newTestPacer()
-	p.Wait(volumeUID(1), true)
-	clock.SetTime(clock.Now().Add(testPace.Settle))
-	expectWait(t, p, 1, false, 0) // an older state of the claim, from a cache
+func TestOvertakenClaimWaitsTheGraceOnly(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(3)
+	p.pass(testPace.Grace)
+	p.Triggered(pacedClaim(2))
+	p.wants(1, false, testPace.Grace)
+	p.pass(testPace.Grace / 2)
+	p.Triggered(pacedClaim(3)) // others being written no longer concern it
+	p.wants(1, false, testPace.Grace-testPace.Grace/2)
+	p.pass(testPace.Grace)
+	p.wants(1, false, 0)
 }
 
-func TestForgetTellsHowLongTheVolumeWaited(t *testing.T) {
-	p, clock := newTestPacer()
-	p.Wait(volumeUID(1), false)
-	clock.SetTime(clock.Now().Add(time.Second))
-	if got := p.Forget(volumeUID(1)); got != time.Second {
-		t.Errorf("Forget = %s, want 1s", got)
+func TestNobodyWaitsLongerThanGiveUp(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(2)
+	p.pass(testPace.GiveUp - time.Millisecond)
+	p.Triggered(pacedClaim(1))
+	p.wants(2, false, time.Millisecond)
+	p.pass(time.Millisecond)
+	p.wants(2, false, 0)
+}
+
+func TestVolumeSeenBeforeItsClaimStandsInLine(t *testing.T) {
+	p := newPacerTest(t)
+	p.wants(1, false, testPace.Grace)
+	p.Arrived(pacedClaim(1))
+	if len(p.line) != 1 {
+		t.Errorf("the claim has %d places in line, want 1", len(p.line))
 	}
-	if got := p.Forget(volumeUID(1)); got != 0 {
-		t.Errorf("Forget of a volume that does not wait = %s, want 0", got)
+}
+
+func TestForgetTellsHowLongTheClaimWaitedForTheCluster(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(1)
+	p.pass(time.Second)
+	if waited, byBerth := p.Forget(pacedClaim(1)); waited != time.Second || byBerth {
+		t.Errorf("Forget = %s, %v, want 1s, false", waited, byBerth)
+	}
+	if waited, byBerth := p.Forget(pacedClaim(1)); waited != 0 || byBerth {
+		t.Errorf("Forget of a claim that does not wait = %s, %v, want 0, false", waited, byBerth)
 	}
 }
 
-func TestForgottenVolumesStartAfresh(t *testing.T) {
-	p, clock := newTestPacer()
-	p.Wait(volumeUID(1), true)
-	clock.SetTime(clock.Now().Add(time.Hour))
-	p.Forget(volumeUID(1))
-	expectWait(t, p, 1, true, testPace.Settle)
+func TestBoundClaimIsLeftAloneUntilTheCacheShowsIt(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(1)
+	p.pass(testPace.Grace)
+	p.Bound(pacedClaim(1))
+	p.pass(time.Second)
+	p.wants(1, true, testPace.GiveUp-time.Second)
+	if waited, byBerth := p.Forget(pacedClaim(1)); waited != testPace.Grace || !byBerth {
+		t.Errorf("Forget = %s, %v, want %s, true", waited, byBerth, testPace.Grace)
+	}
 }
 
-func TestPacerKeepsNothingOfForgottenVolumes(t *testing.T) {
-	p, _ := newTestPacer()
-	line(p, 50)
-	for i := range 50 {
-		if i%2 == 0 {
-			p.Wait(volumeUID(i+1), true)
+func TestBindThatNeverShowsIsTriedAgain(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(1)
+	p.Bound(pacedClaim(1))
+	p.pass(testPace.GiveUp)
+	p.wants(1, true, 0)
+}
+
+func TestPacerKeepsNothingOfForgottenClaims(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(50)
+	for i := 1; i <= 50; i++ {
+		switch i % 3 {
+		case 0:
+			p.Triggered(pacedClaim(i))
+		case 1:
+			p.Left(pacedClaim(i))
 		}
-		p.Forget(volumeUID(i + 1))
+		p.Forget(pacedClaim(i))
 	}
-	if len(p.waiting) != 0 || len(p.unannotated) != 0 {
-		t.Errorf("%d volumes and %d places in line are left: a leak", len(p.waiting), len(p.unannotated))
+	if len(p.waiting)+len(p.places)+len(p.line) != 0 {
+		t.Errorf("%d claims wait, %d have places, the line is %d long: a leak", len(p.waiting), len(p.places), len(p.line))
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 )
 
 func claimPhase(phase corev1.PersistentVolumeClaimPhase) claimEdit {
@@ -80,7 +79,7 @@ func TestBinderWakesForChangesOfTheBindOnly(t *testing.T) {
 		"deletion of a claim being begun": {newClaim(), newClaim(claimDeleting), false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := bindingMoved.Update(event.UpdateEvent{ObjectOld: tt.before, ObjectNew: tt.after}); got != tt.want {
+			if got := bindMoved(tt.before, tt.after); got != tt.want {
 				t.Errorf("passes %v, want %v", got, tt.want)
 			}
 		})
