@@ -77,7 +77,17 @@ func claimNeedsNoVolume(claim *corev1.PersistentVolumeClaim) string {
 // findBestMatchForClaim): the access modes first, then FindMatchingVolume. With
 // delayBinding only volumes that already refer to the claim count, since
 // kube-scheduler chooses among the others.
+//
+// A volume that is already called Bound, to this very claim, is taken at its
+// word: of other provisioners' bound volumes the cache keeps nothing to compare.
 func existingVolume(claim *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume, delayBinding bool) (*corev1.PersistentVolume, error) {
+	boundToClaim := func(v *corev1.PersistentVolume) bool {
+		return v.Status.Phase == corev1.VolumeBound && v.DeletionTimestamp == nil &&
+			volumehelpers.IsVolumeBoundToClaim(v, claim) && v.Spec.ClaimRef.UID == claim.UID
+	}
+	if i := slices.IndexFunc(volumes, boundToClaim); i >= 0 {
+		return volumes[i], nil
+	}
 	candidates := slices.DeleteFunc(slices.Clone(volumes), func(v *corev1.PersistentVolume) bool {
 		return !volumehelpers.CheckAccessModes(claim, v)
 	})

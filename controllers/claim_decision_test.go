@@ -179,13 +179,16 @@ func TestStaticVolumesFirst(t *testing.T) {
 		"a volume being deleted does not count": {newClaim(), fast, newStaticVolume(func(v *corev1.PersistentVolume) {
 			v.DeletionTimestamp = ptr.To(metav1.NewTime(time.Unix(1, 0)))
 		}), false},
-		"a volume prebound to the claim by name is waited for": {newClaim(), fast, newStaticVolume(refersTo("data", ""), phase(corev1.VolumePending)), true},
-		"a volume made for the claim is waited for":            {newClaim(), fast, newStaticVolume(refersTo("data", "claim-uid"), phase(corev1.VolumePending)), true},
-		"a volume prebound to another claim does not count":    {newClaim(), fast, newStaticVolume(refersTo("other", "")), false},
-		"a volume of an earlier claim of the name is no match": {newClaim(), fast, newStaticVolume(refersTo("data", "earlier-uid"), phase(corev1.VolumeReleased)), false},
-		"delayed binding ignores unbound volumes":              {newClaim(selected), lazy, newStaticVolume(), false},
-		"delayed binding waits for a volume prebound to it":    {newClaim(selected), lazy, newStaticVolume(refersTo("data", "")), true},
-		"a prebound volume that is too small does not hold it": {newClaim(), fast, newStaticVolume(refersTo("data", ""), capacity("1Mi")), false},
+		"a volume prebound to the claim by name is waited for":                {newClaim(), fast, newStaticVolume(refersTo("data", ""), phase(corev1.VolumePending)), true},
+		"a volume made for the claim is waited for":                           {newClaim(), fast, newStaticVolume(refersTo("data", "claim-uid"), phase(corev1.VolumePending)), true},
+		"a volume prebound to another claim does not count":                   {newClaim(), fast, newStaticVolume(refersTo("other", "")), false},
+		"a volume of an earlier claim of the name is no match":                {newClaim(), fast, newStaticVolume(refersTo("data", "earlier-uid"), phase(corev1.VolumeReleased)), false},
+		"a volume Bound to the claim counts, though the cache has slimmed it": {newClaim(), fast, slimmed(newStaticVolume(refersTo("data", "claim-uid"), phase(corev1.VolumeBound))), true},
+		"a volume Bound to an earlier claim of the name does not count":       {newClaim(), fast, newStaticVolume(refersTo("data", "earlier-uid"), phase(corev1.VolumeBound)), false},
+		"a volume Released by the claim does not count":                       {newClaim(), fast, slimmed(newStaticVolume(refersTo("data", "claim-uid"), phase(corev1.VolumeReleased))), false},
+		"delayed binding ignores unbound volumes":                             {newClaim(selected), lazy, newStaticVolume(), false},
+		"delayed binding waits for a volume prebound to it":                   {newClaim(selected), lazy, newStaticVolume(refersTo("data", "")), true},
+		"a prebound volume that is too small does not hold it":                {newClaim(), fast, newStaticVolume(refersTo("data", ""), capacity("1Mi")), false},
 		"a prebound volume of other access modes is no candidate": {newClaim(func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}), fast, newStaticVolume(refersTo("data", "")), false},
@@ -200,6 +203,14 @@ func TestStaticVolumesFirst(t *testing.T) {
 			}
 		})
 	}
+}
+
+// slimmed returns volume as the cache holds it.
+func slimmed(volume *corev1.PersistentVolume) *corev1.PersistentVolume {
+	if _, err := slimVolume(servesOurs)(volume); err != nil {
+		panic(err)
+	}
+	return volume
 }
 
 func TestClasslessClaimPrefersClasslessVolumeOverDefaultClass(t *testing.T) {

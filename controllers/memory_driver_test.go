@@ -1,0 +1,208 @@
+package controllers_test
+
+import (
+	"context"
+	"iter"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
+
+	"github.com/berth-storage/berth/provisioner"
+)
+
+// memoryDriver is a driver whose storage is a map. It records its calls, and
+// does what a test tells it instead of succeeding.
+type memoryDriver struct {
+	mu         sync.Mutex
+	storage    map[string]memoryStorage
+	provisions []provisionCall
+	deletes    []string
+	provision  func(context.Context, libcontroller.ProvisionOptions) (libcontroller.ProvisioningState, error)
+	remove     func(context.Context, *corev1.PersistentVolume) error
+	finish     func(*corev1.PersistentVolume)
+}
+
+type memoryStorage struct {
+	record provisioner.Record
+	data   bool
+}
+
+type provisionCall struct {
+	at      time.Time
+	options libcontroller.ProvisionOptions
+}
+
+func newMemoryDriver() *memoryDriver {
+	return &memoryDriver{storage: map[string]memoryStorage{}}
+}
+
+// OnProvision has every Provision from now on do what f says; nil to succeed.
+func (d *memoryDriver) OnProvision(f func(context.Context, libcontroller.ProvisionOptions) (libcontroller.ProvisioningState, error)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.provision = f
+}
+
+// FailProvision has every Provision from now on return err, nil to succeed.
+func (d *memoryDriver) FailProvision(state libcontroller.ProvisioningState, err error) {
+	d.OnProvision(func(context.Context, libcontroller.ProvisionOptions) (libcontroller.ProvisioningState, error) {
+		return state, err
+	})
+}
+
+// HoldProvision has every Provision wait from now on. It returns a channel that
+// tells of the calls that wait, and a function that lets all of them go on.
+func (d *memoryDriver) HoldProvision() (entered <-chan string, release func()) {
+	calls, gate := make(chan string, 100), make(chan struct{})
+	d.OnProvision(func(ctx context.Context, options libcontroller.ProvisionOptions) (libcontroller.ProvisioningState, error) {
+		calls <- options.PVName
+		select {
+		case <-gate:
+			return libcontroller.ProvisioningFinished, nil
+		case <-ctx.Done():
+			return libcontroller.ProvisioningFinished, ctx.Err()
+		}
+	})
+	return calls, sync.OnceFunc(func() { close(gate) })
+}
+
+// OnDelete has every Delete from now on do what f says first; nil for nothing.
+func (d *memoryDriver) OnDelete(f func(context.Context, *corev1.PersistentVolume) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.remove = f
+}
+
+// OnFinish has f change every volume before Provision returns it.
+func (d *memoryDriver) OnFinish(f func(*corev1.PersistentVolume)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.finish = f
+}
+
+// Provisions returns the calls of Provision so far.
+func (d *memoryDriver) Provisions() []provisionCall {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.provisions)
+}
+
+// Deletes returns the names of the volumes Delete was called for.
+func (d *memoryDriver) Deletes() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.deletes)
+}
+
+// Stored returns the names of the volumes there is storage for, sorted.
+func (d *memoryDriver) Stored() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.storage))
+}
+
+// Store adds storage that no call of Provision made.
+func (d *memoryDriver) Store(record provisioner.Record, data bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.storage[record.Volume] = memoryStorage{record: record, data: data}
+}
+
+func (d *memoryDriver) Provision(ctx context.Context, options libcontroller.ProvisionOptions) (*corev1.PersistentVolume, libcontroller.ProvisioningState, error) {
+	d.mu.Lock()
+	d.provisions = append(d.provisions, provisionCall{at: time.Now(), options: options})
+	hook, finish := d.provision, d.finish
+	d.mu.Unlock()
+	if hook != nil {
+		if state, err := hook(ctx, options); err != nil {
+			return nil, state, err
+		}
+	}
+	d.Store(provisioner.Record{
+		Volume:   options.PVName,
+		Claim:    types.NamespacedName{Namespace: options.PVC.Namespace, Name: options.PVC.Name},
+		ClaimUID: options.PVC.UID,
+		Created:  time.Now(),
+	}, false)
+	volume := volumeFor(options)
+	if finish != nil {
+		finish(volume)
+	}
+	return volume, libcontroller.ProvisioningFinished, nil
+}
+
+func (d *memoryDriver) Delete(ctx context.Context, volume *corev1.PersistentVolume) error {
+	d.mu.Lock()
+	d.deletes = append(d.deletes, volume.Name)
+	hook := d.remove
+	d.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, volume); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.storage, volume.Name)
+	return nil
+}
+
+// Volumes implements provisioner.Inventory.
+func (d *memoryDriver) Volumes(context.Context) iter.Seq2[provisioner.Record, error] {
+	d.mu.Lock()
+	storage := maps.Clone(d.storage)
+	d.mu.Unlock()
+	return func(yield func(provisioner.Record, error) bool) {
+		for _, s := range storage {
+			if !yield(s.record, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Discard implements provisioner.Inventory.
+func (d *memoryDriver) Discard(_ context.Context, volume string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.storage[volume].data {
+		return provisioner.ErrNotEmpty
+	}
+	delete(d.storage, volume)
+	return nil
+}
+
+// volumeFor returns what a well-behaved driver returns for options.
+func volumeFor(options libcontroller.ProvisionOptions) *corev1.PersistentVolume {
+	return &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: options.PVName},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity:                      options.PVC.Spec.Resources.Requests,
+			AccessModes:                   options.PVC.Spec.AccessModes,
+			VolumeMode:                    options.PVC.Spec.VolumeMode,
+			PersistentVolumeReclaimPolicy: *options.StorageClass.ReclaimPolicy,
+			MountOptions:                  options.StorageClass.MountOptions,
+			PersistentVolumeSource:        corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/nowhere/" + options.PVName}},
+		},
+	}
+}
+
+// undoingDriver is a memoryDriver that tells undoing from deleting.
+type undoingDriver struct {
+	*memoryDriver
+	undone chan string
+}
+
+func (d *undoingDriver) Undo(_ context.Context, volume string) error {
+	d.mu.Lock()
+	delete(d.storage, volume)
+	d.mu.Unlock()
+	d.undone <- volume
+	return nil
+}
