@@ -151,7 +151,7 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 		return err
 	}
 	dir := sharedDir(b.root)
-	defer func() { dir.Close() }()
+	defer func() { _ = dir.Close() }()
 	above := ancestors(m.Path)
 	there := 0 // how many of above exist
 	for _, path := range above {
@@ -163,7 +163,7 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 		if err != nil {
 			return refuseKind(err, m.Path, path)
 		}
-		dir.Close()
+		_ = dir.Close()
 		dir = child
 		there++
 		if damaged > 0 && !b.index.isAncestor(path, m.Path) {
@@ -184,7 +184,7 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 	if err != nil {
 		return refuseKind(err, m.Path, m.Path)
 	}
-	child.Close()
+	_ = child.Close()
 	if !adopt {
 		return refuseExisting(m.Path)
 	}
@@ -313,7 +313,7 @@ func (b *builder) makeParents(ctx context.Context) (_ Dir, err error) {
 	dir := sharedDir(b.root)
 	defer func() {
 		if err != nil {
-			dir.Close()
+			_ = dir.Close()
 		}
 	}()
 	path, _ := splitPath(b.marker.Path)
@@ -334,7 +334,7 @@ func (b *builder) makeParents(ctx context.Context) (_ Dir, err error) {
 				return nil, errors.Join(err, child.Close())
 			}
 		}
-		dir.Close()
+		_ = dir.Close()
 		dir = child
 	}
 	return dir, nil

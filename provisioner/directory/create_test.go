@@ -374,5 +374,5 @@ func bindMount(t *testing.T, from, to string) {
 	needRoot(t)
 	must(t, os.Mkdir(to, 0o755))
 	must(t, syscall.Mount(from, to, "", syscall.MS_BIND, ""))
-	t.Cleanup(func() { syscall.Unmount(to, 2 /* MNT_DETACH */) })
+	t.Cleanup(func() { _ = syscall.Unmount(to, 2 /* MNT_DETACH */) })
 }

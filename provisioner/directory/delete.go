@@ -159,14 +159,14 @@ func (s *session) checkGone(ctx context.Context, volume string, expect Expectati
 	if s.index.ownerOf(expect.Path) == volume {
 		s.index.release(expect.Path) // somebody removed the marker by hand
 	}
-	if s.index.check(expect.Path) != nil {
+	if s.index.overlaps(expect.Path) {
 		return nil // other volumes are there by now, so this one is gone
 	}
 	above, leaf := splitPath(expect.Path)
 	parent, err := openPath(ctx, s.root, above)
 	if err == nil {
 		_, err = parent.Lstat(ctx, leaf)
-		parent.Close()
+		_ = parent.Close()
 	}
 	if notExist(err) {
 		return nil
@@ -192,95 +192,84 @@ func (p *Pool) checkOwner(s *session, m Marker) error {
 
 // trash moves the directory of m to the trash and forgets the volume.
 func (p *Pool) trash(ctx context.Context, s *session, m Marker) error {
-	defer p.wakeUp() // also after a failure, which may come after the move
-	return p.retire(ctx, s, m, trashName, func(_ Dir, move func(name string) error) error {
-		return move(trashEntry(m.Volume))
-	}, nil)
-}
-
-// archive moves the directory of m, then its marker, to the archive.
-func (p *Pool) archive(ctx context.Context, s *session, m Marker) error {
-	var name string
-	return p.retire(ctx, s, m, archiveName,
-		func(archive Dir, move func(name string) error) error {
-			for n := 1; ; n++ {
-				candidate := archiveEntry(m, n)
-				if _, err := archive.Lstat(ctx, candidate+markerSuffix); err == nil {
-					continue
-				}
-				err := move(candidate)
-				if err == nil {
-					name = candidate
-				}
-				if !exist(err) {
-					return err
-				}
-			}
-		},
-		func(archive Dir) error {
-			for n := 1; name == ""; n++ {
-				// The directory was moved before a crash: it is the one that
-				// has no marker beside it.
-				candidate := archiveEntry(m, n)
-				if _, err := archive.Lstat(ctx, candidate); err != nil {
-					return err
-				}
-				if _, err := archive.Lstat(ctx, candidate+markerSuffix); notExist(err) {
-					name = candidate
-				}
-			}
-			return s.volumes.Rename(ctx, m.Volume+markerSuffix, archive, name+markerSuffix)
-		})
-}
-
-// retire moves the directory of m into the directory target of .berth, by way
-// of move, and forgets the volume. A directory that is gone already is fine.
-// keep, if any, may take the marker away before it is removed.
-func (p *Pool) retire(ctx context.Context, s *session, m Marker, target string, move func(into Dir, move func(name string) error) error, keep func(into Dir) error) error {
-	into, err := s.admin.Open(ctx, target)
+	trash, err := s.admin.Open(ctx, trashName)
 	if err != nil {
-		return fmt.Errorf("open .berth/%s: %w", target, err)
+		return fmt.Errorf("open the trash: %w", err)
 	}
-	defer into.Close()
-	switch err := s.moveAway(ctx, m, into, move); {
-	case notExist(err):
-		p.log.Info("The directory of a deleted volume was gone already", "volume", m.Volume, "pool", p.options.Name, "path", m.Path)
-	case err != nil:
-		return fmt.Errorf("move volume %s to the %s: %w", m.Volume, target, kindError(err))
-	default:
-		crashpoint.Reach(crashpoint.MovedToTrash)
+	defer trash.Close()
+	defer p.wakeUp() // also after a failure, which may come after the move
+	if _, err := p.moveAway(ctx, s, m, trash, trashEntry(m.Volume)); err != nil {
+		return fmt.Errorf("move volume %s to the trash: %w", m.Volume, err)
 	}
-	if keep != nil {
-		if err := p.keepMarker(ctx, s, m, into, keep); err != nil {
+	return p.forget(ctx, s, m)
+}
+
+// archive moves the directory of m to the archive, puts the marker beside it,
+// and forgets the volume.
+func (p *Pool) archive(ctx context.Context, s *session, m Marker) error {
+	archive, err := s.admin.Open(ctx, archiveName)
+	if err != nil {
+		return fmt.Errorf("open the archive: %w", err)
+	}
+	defer archive.Close()
+	name, err := p.moveToArchive(ctx, s, m, archive)
+	if err != nil {
+		return fmt.Errorf("move volume %s to the archive: %w", m.Volume, err)
+	}
+	if name != "" {
+		if err := p.keepMarker(ctx, s, m, archive, name+markerSuffix); err != nil {
 			return fmt.Errorf("keep the marker of volume %s: %w", m.Volume, err)
 		}
 	}
 	return p.forget(ctx, s, m)
 }
 
-// keepMarker lets keep take the marker away. What would be done by it is done
-// first.
-func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, keep func(into Dir) error) error {
-	s.index.leave(m.Path)
-	err := p.prune(ctx, s, m)
-	if err == nil {
-		err = keep(into)
+// moveToArchive returns the name that the directory of m has in the archive, or
+// "" when there is no directory.
+func (p *Pool) moveToArchive(ctx context.Context, s *session, m Marker, archive Dir) (string, error) {
+	for n := 1; ; n++ {
+		name := archiveEntry(m, n)
+		_, err := archive.Lstat(ctx, name+markerSuffix)
+		if err == nil {
+			continue // an earlier volume of this name
+		}
+		if !notExist(err) {
+			return "", err
+		}
+		gone, err := p.moveAway(ctx, s, m, archive, name)
+		if exist(err) {
+			continue
+		}
+		if err != nil || !gone {
+			return name, err
+		}
+		// Perhaps it was moved before a crash, and lacks its marker yet.
+		_, err = archive.Lstat(ctx, name)
+		if notExist(err) {
+			return "", nil
+		}
+		return name, err
 	}
-	if notExist(err) {
-		return nil // there is no directory beside which to keep it
-	}
-	if err == nil {
-		err = into.Sync(ctx)
-	}
-	if err != nil {
-		s.index.stay(m.Path)
-	}
-	return err
 }
 
-// moveAway moves the directory of m, durably.
-func (s *session) moveAway(ctx context.Context, m Marker, into Dir, move func(Dir, func(string) error) error) error {
-	above, leaf := splitPath(m.Path)
+// moveAway moves the directory of m to the name in into, durably, or reports
+// that it is gone already.
+func (p *Pool) moveAway(ctx context.Context, s *session, m Marker, into Dir, name string) (gone bool, _ error) {
+	err := s.rename(ctx, m.Path, into, name)
+	if notExist(err) {
+		p.log.Info("The directory of a deleted volume was gone already", "volume", m.Volume, "pool", p.options.Name, "path", m.Path)
+		return true, nil
+	}
+	if err != nil {
+		return false, kindError(err)
+	}
+	crashpoint.Reach(crashpoint.MovedToTrash)
+	return false, nil
+}
+
+// rename moves the directory at path, durably.
+func (s *session) rename(ctx context.Context, path string, into Dir, name string) error {
+	above, leaf := splitPath(path)
 	parent, err := openPath(ctx, s.root, above)
 	if err != nil {
 		return err
@@ -290,14 +279,31 @@ func (s *session) moveAway(ctx context.Context, m Marker, into Dir, move func(Di
 	if err != nil {
 		return err
 	}
-	dir.Close()
+	_ = dir.Close()
 	// What stands there could change now, if its parent belongs to somebody
 	// else. A rename moves it unseen: it follows nothing, and a mount point
 	// refuses to be moved.
-	if err := move(into, func(name string) error { return parent.Rename(ctx, leaf, into, name) }); err != nil {
+	if err := parent.Rename(ctx, leaf, into, name); err != nil {
 		return err
 	}
 	return errors.Join(parent.Sync(ctx), into.Sync(ctx))
+}
+
+// keepMarker moves the marker to the name in into. What is done by the marker
+// is done first.
+func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, name string) error {
+	s.index.leave(m.Path)
+	err := p.prune(ctx, s, m)
+	if err == nil {
+		err = s.volumes.Rename(ctx, m.Volume+markerSuffix, into, name)
+	}
+	if err == nil {
+		err = into.Sync(ctx)
+	}
+	if err != nil {
+		s.index.stay(m.Path)
+	}
+	return err
 }
 
 // forget removes the directories that were made above the volume's and are

@@ -55,11 +55,11 @@ func (x *index) reserve(path, volume string) error {
 	return nil
 }
 
-// check says whether path overlaps a volume's.
-func (x *index) check(path string) error {
+// overlaps reports whether path is, holds, or lies in a volume.
+func (x *index) overlaps(path string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.checkLocked(path)
+	return x.checkLocked(path) != nil
 }
 
 func (x *index) checkLocked(path string) error {

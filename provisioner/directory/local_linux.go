@@ -88,7 +88,8 @@ func (l *Local) Space(ctx context.Context) (Space, error) {
 	if err := root.(*localDir).do("statfs", "", func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
 		return Space{}, err
 	}
-	return Space{Total: st.Blocks * uint64(st.Frsize), Free: st.Bavail * uint64(st.Frsize)}, nil
+	size := uint64(st.Frsize) //nolint:gosec // a block's size is positive
+	return Space{Total: st.Blocks * size, Free: st.Bavail * size}, nil
 }
 
 // localDir is a Dir by way of the *at system calls.

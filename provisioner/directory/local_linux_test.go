@@ -81,7 +81,7 @@ func TestRequireMountWantsAFilesystemOfItsOwn(t *testing.T) {
 	mustDo(t, os.Mkdir(filepath.Join(dir, "container"), 0o755))
 	// What a container sees of a disk that is mounted on the node.
 	mustDo(t, unix.Mount(filepath.Join(dir, "disk"), filepath.Join(dir, "container"), "", unix.MS_BIND, ""))
-	t.Cleanup(func() { unix.Unmount(filepath.Join(dir, "container"), unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "container"), unix.MNT_DETACH) })
 
 	for name, ok := range map[string]bool{"disk": true, "container": true, "disk/below": false, "plain": false, "bind": false} {
 		local, err := NewLocal(filepath.Join(dir, name), LocalOptions{RequireMount: true})
@@ -120,7 +120,7 @@ func bindMount(t *testing.T, base, name string) {
 	target := filepath.Join(base, name)
 	mustDo(t, os.Mkdir(target, 0o755))
 	mustDo(t, unix.Mount(t.TempDir(), target, "", unix.MS_BIND, ""))
-	t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
 }
 
 func tmpfsMount(t *testing.T, target string) (unmount func()) {
@@ -128,7 +128,7 @@ func tmpfsMount(t *testing.T, target string) (unmount func()) {
 	needMounts(t)
 	mustDo(t, os.Mkdir(target, 0o755))
 	mustDo(t, unix.Mount("tmpfs", target, "tmpfs", 0, "size=1m"))
-	unmount = func() { unix.Unmount(target, unix.MNT_DETACH) }
+	unmount = func() { _ = unix.Unmount(target, unix.MNT_DETACH) }
 	t.Cleanup(unmount)
 	return unmount
 }

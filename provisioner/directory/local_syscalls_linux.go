@@ -233,7 +233,7 @@ func ownerOf(id *uint32) int {
 func retryEINTR[T any](f func() (T, error)) (T, error) {
 	for {
 		v, err := f()
-		if err != syscall.EINTR {
+		if !errors.Is(err, syscall.EINTR) {
 			return v, err
 		}
 	}

@@ -106,7 +106,7 @@ func openPath(ctx context.Context, root Dir, path string) (Dir, error) {
 	}
 	for component := range strings.SplitSeq(path, "/") {
 		child, err := dir.Open(ctx, component)
-		dir.Close()
+		_ = dir.Close()
 		if err != nil {
 			return nil, err
 		}

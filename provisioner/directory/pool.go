@@ -126,7 +126,7 @@ type session struct {
 func (s *session) close() {
 	for _, dir := range []Dir{s.volumes, s.admin, s.root} {
 		if dir != nil {
-			dir.Close()
+			_ = dir.Close()
 		}
 	}
 }

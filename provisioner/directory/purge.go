@@ -23,13 +23,11 @@ const (
 // after a while.
 func (p *Pool) Run(ctx context.Context) error {
 	delay := purgeRetryMin
-	for {
+	for ctx.Err() == nil {
 		var retry <-chan time.Time
 		stop := func() bool { return true }
 		switch err := p.PurgeTrash(ctx); {
-		case ctx.Err() != nil:
-			return nil
-		case err == nil, errors.Is(err, ErrNotInitialised):
+		case err == nil, errors.Is(err, ErrNotInitialised), ctx.Err() != nil:
 			delay = purgeRetryMin
 		default:
 			p.log.Error(err, "Could not empty the trash", "pool", p.options.Name, "retryAfter", delay)
@@ -44,6 +42,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		}
 		stop()
 	}
+	return nil
 }
 
 // PurgeTrash removes what is in the trash. It never opens a mount point and

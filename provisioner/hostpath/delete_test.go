@@ -162,7 +162,7 @@ func TestVolumesListsAllPoolsThatCanBeRead(t *testing.T) {
 		t.Errorf("Volumes = %v, %v", volumes, err)
 	}
 	must(t, os.Rename(b.base, b.base+"-gone"))
-	defer os.Rename(b.base+"-gone", b.base)
+	defer func() { must(t, os.Rename(b.base+"-gone", b.base)) }()
 	volumes, err := list()
 	if len(volumes) != 1 || volumes[0] != "pvc-2" || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Volumes = %v, %v", volumes, err)

@@ -80,15 +80,15 @@ func (f *fixture) mkdir(t *testing.T, name string) directory.Dir {
 	must(t, f.root.Mkdir(f.ctx, name, 0o755))
 	dir, err := f.root.Open(f.ctx, name)
 	must(t, err)
-	t.Cleanup(func() { dir.Close() })
+	t.Cleanup(func() { _ = dir.Close() })
 	return dir
 }
 
 // clutter makes one of everything that is no directory, and returns the names.
 func (f *fixture) clutter(t *testing.T) []string {
 	t.Helper()
-	must(t, os.Mkdir(f.path("target"), 0o755))
-	must(t, os.WriteFile(f.path("file"), []byte("content"), 0o644))
+	must(t, os.Mkdir(f.path("target"), 0o700))
+	must(t, os.WriteFile(f.path("file"), []byte("content"), 0o600))
 	must(t, os.Symlink("target", f.path("link")))
 	must(t, os.Symlink("nowhere", f.path("dangling")))
 	must(t, os.Symlink("loop", f.path("loop")))
@@ -136,7 +136,7 @@ func existingNames(t *testing.T, f *fixture) {
 
 func singleComponents(t *testing.T, f *fixture) {
 	dir := f.mkdir(t, "d")
-	must(t, os.Mkdir(f.path("d/e"), 0o755))
+	must(t, os.Mkdir(f.path("d/e"), 0o700))
 	for _, name := range []string{"", ".", "..", "d/e", "/", "d/", "../x", "a\x00b"} {
 		for op, call := range map[string]func() error{
 			"Lstat":       func() error { _, err := f.root.Lstat(f.ctx, name); return err },
@@ -183,8 +183,8 @@ func lstatDoesNotFollow(t *testing.T, f *fixture) {
 
 func removeFiles(t *testing.T, f *fixture) {
 	names := f.clutter(t)
-	must(t, os.WriteFile(f.path("target/data"), nil, 0o644))
-	must(t, os.Mkdir(f.path("empty"), 0o755))
+	must(t, os.WriteFile(f.path("target/data"), nil, 0o600))
+	must(t, os.Mkdir(f.path("empty"), 0o700))
 	wantError(t, "Remove a directory", f.root.Remove(f.ctx, "target"), syscall.EISDIR)
 	wantError(t, "Remove an empty directory", f.root.Remove(f.ctx, "empty"), syscall.EISDIR)
 	for _, name := range names {
@@ -198,7 +198,7 @@ func rmdirEmpty(t *testing.T, f *fixture) {
 	for _, name := range f.clutter(t) {
 		wantError(t, "Rmdir "+name, f.root.Rmdir(f.ctx, name), syscall.ENOTDIR)
 	}
-	must(t, os.WriteFile(f.path("target/data"), nil, 0o644))
+	must(t, os.WriteFile(f.path("target/data"), nil, 0o600))
 	wantError(t, "Rmdir", f.root.Rmdir(f.ctx, "target"), syscall.ENOTEMPTY)
 	must(t, os.Remove(f.path("target/data")))
 	must(t, f.root.Rmdir(f.ctx, "target"))
@@ -207,8 +207,8 @@ func rmdirEmpty(t *testing.T, f *fixture) {
 
 func renameNeverReplaces(t *testing.T, f *fixture) {
 	names := append(f.clutter(t), "target")
-	must(t, os.Mkdir(f.path("dir"), 0o755))
-	must(t, os.WriteFile(f.path("plain"), nil, 0o644))
+	must(t, os.Mkdir(f.path("dir"), 0o700))
+	must(t, os.WriteFile(f.path("plain"), nil, 0o600))
 	for _, name := range names {
 		wantError(t, "Rename a directory to "+name, f.root.Rename(f.ctx, "dir", f.root, name), fs.ErrExist)
 		wantError(t, "Rename a file to "+name, f.root.Rename(f.ctx, "plain", f.root, name), fs.ErrExist)
@@ -234,7 +234,7 @@ func renameMovesLinks(t *testing.T, f *fixture) {
 func handleFollowsDirectory(t *testing.T, f *fixture) {
 	dir := f.mkdir(t, "d")
 	must(t, os.Rename(f.path("d"), f.path("moved")))
-	must(t, os.Mkdir(f.path("other"), 0o755))
+	must(t, os.Mkdir(f.path("other"), 0o700))
 	must(t, os.Symlink("other", f.path("d")))
 	must(t, dir.Mkdir(f.ctx, "child", 0o755))
 	must(t, dir.WriteFile(f.ctx, "file", []byte("x")))
@@ -247,7 +247,7 @@ func readDirAll(t *testing.T, f *fixture) {
 	var want []string
 	for i := range many {
 		name := fmt.Sprintf("%05d", i)
-		must(t, os.WriteFile(f.path(name), nil, 0o644))
+		must(t, os.WriteFile(f.path(name), nil, 0o600))
 		want = append(want, name)
 	}
 	for range 2 { // each iteration starts at the beginning
@@ -269,7 +269,8 @@ func readDirAll(t *testing.T, f *fixture) {
 func readDirStops(t *testing.T, f *fixture) {
 	f.clutter(t)
 	seen := 0
-	for range f.root.ReadDir(f.ctx) {
+	for _, err := range f.root.ReadDir(f.ctx) {
+		must(t, err)
 		seen++
 		break
 	}
@@ -280,9 +281,9 @@ func readDirStops(t *testing.T, f *fixture) {
 
 func readDirRemoving(t *testing.T, f *fixture) {
 	for i := range 3000 {
-		must(t, os.WriteFile(f.path(fmt.Sprintf("%05d", i)), nil, 0o644))
+		must(t, os.WriteFile(f.path(fmt.Sprintf("%05d", i)), nil, 0o600))
 	}
-	for passes := 0; passes < 100; passes++ {
+	for range 100 {
 		any := false
 		for e, err := range f.root.ReadDir(f.ctx) {
 			must(t, err)
@@ -311,7 +312,7 @@ func writeFile(t *testing.T, f *fixture) {
 	if info.Mode != 0o600 {
 		t.Errorf("mode = %#o, want 0600", info.Mode)
 	}
-	must(t, os.Mkdir(f.path("dir"), 0o755))
+	must(t, os.Mkdir(f.path("dir"), 0o700))
 	if err := f.root.WriteFile(f.ctx, "dir", nil); err == nil {
 		t.Error("WriteFile replaced a directory")
 	}
@@ -335,7 +336,7 @@ func writeFileLink(t *testing.T, f *fixture) {
 }
 
 func readFileBounded(t *testing.T, f *fixture) {
-	must(t, os.WriteFile(f.path("file"), bytes.Repeat([]byte("x"), 100), 0o644))
+	must(t, os.WriteFile(f.path("file"), bytes.Repeat([]byte("x"), 100), 0o600))
 	if got, err := f.root.ReadFile(f.ctx, "file", 100); err != nil || len(got) != 100 {
 		t.Errorf("ReadFile = %d bytes, %v", len(got), err)
 	}
