@@ -365,7 +365,7 @@ func TestClaimDeletedWhileTheDriverWorksLeavesNothing(t *testing.T) {
 	s.delete(claim)
 	s.expectGone(claim)
 	release()
-	s.Eventually(driver.Deletes).ShouldNot(gomega.BeEmpty())
+	s.expectEvent(claim, "Normal ProvisioningSucceeded", "")
 	s.expectNothingLeft(driver)
 }
 

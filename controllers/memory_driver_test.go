@@ -193,16 +193,13 @@ func volumeFor(options libcontroller.ProvisionOptions) *corev1.PersistentVolume 
 	}
 }
 
-// undoingDriver is a memoryDriver that tells undoing from deleting.
+// undoingDriver tells undoing from deleting, and keeps no inventory.
 type undoingDriver struct {
-	*memoryDriver
+	libcontroller.Provisioner
 	undone chan string
 }
 
 func (d *undoingDriver) Undo(_ context.Context, volume string) error {
-	d.mu.Lock()
-	delete(d.storage, volume)
-	d.mu.Unlock()
 	d.undone <- volume
 	return nil
 }

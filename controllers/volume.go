@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -180,8 +181,20 @@ func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVo
 	return nil
 }
 
+// undoStorage takes back storage that nobody can have written to. Should there
+// be data all the same, the PersistentVolume was not new: one that is restored
+// from a backup is Pending again. Then its policy decides.
 func undoStorage(ctx context.Context, driver provisioner.Driver, volume *corev1.PersistentVolume) error {
-	if undoer, ok := provisioner.As[provisioner.Undoer](driver); ok {
+	if inventory, ok := provisioner.As[provisioner.Inventory](driver); ok {
+		err := inventory.Discard(ctx, volume.Name)
+		if !errors.Is(err, provisioner.ErrNotEmpty) {
+			return err
+		}
+		if volume.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete {
+			log.FromContext(ctx).Info("A volume without a claim, which looked new, holds data; its storage is left as it is")
+			return nil
+		}
+	} else if undoer, ok := provisioner.As[provisioner.Undoer](driver); ok {
 		return undoer.Undo(ctx, volume.Name)
 	}
 	if err := driver.Delete(ctx, volume); !provisioner.IsIgnored(err) {

@@ -224,18 +224,42 @@ func (s *scope) recreate(ctx context.Context, volume, replacement *corev1.Persis
 func TestUndoIsPreferredToDeleteForVolumesNeverBound(t *testing.T) {
 	s := newScope(t)
 	resume := withoutControllerManager(t)
-	driver := &undoingDriver{memoryDriver: newMemoryDriver(), undone: make(chan string, 10)}
+	memory := newMemoryDriver()
+	driver := &undoingDriver{Provisioner: memory, undone: make(chan string, 10)}
 	s.class(retain)
 	s.run(driver)
-	entered, release := driver.HoldProvision()
+	entered, release := memory.HoldProvision()
 	claim := s.claim("data")
 	name := <-entered
 	s.forceDelete(claim)
 	release()
 	s.Expect(<-driver.undone).To(gomega.Equal(name))
-	s.Expect(driver.Deletes()).To(gomega.BeEmpty())
+	s.Expect(memory.Deletes()).To(gomega.BeEmpty())
 	resume()
-	s.expectNothingLeft(driver.memoryDriver)
+	s.Eventually(s.volumes).Should(gomega.BeEmpty())
+}
+
+// TestRestoredVolumeKeepsItsData: a PersistentVolume that is created anew from a
+// backup is Pending, like one that was never bound, and its claim is gone.
+func TestRestoredVolumeKeepsItsData(t *testing.T) {
+	s, driver := newScope(t), newMemoryDriver()
+	s.class(retain)
+	b := s.run(driver)
+	claim := s.claim("data")
+	volume := s.expectBound(claim)
+	withoutControllerManager(t)
+	b.stop()
+	record := s.orphan(volume.Name, 0)
+	driver.Store(record, true)
+	s.forceDelete(claim)
+	backup := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: volume.Name, Annotations: volume.Annotations}, Spec: volume.Spec}
+	s.delete(volume)
+	patch(s, volume, func(v *corev1.PersistentVolume) { v.Finalizers = nil })
+	s.expectGone(volume)
+	s.create(backup)
+	s.run(driver)
+	s.Consistently(driver.Stored, quiet).Should(gomega.ConsistOf(volume.Name))
+	s.Expect(driver.Deletes()).To(gomega.BeEmpty())
 }
 
 // forceDelete deletes claim without kube-controller-manager, which would take
@@ -268,8 +292,7 @@ func TestVolumeNeverBoundIsUndoneWhateverThePolicy(t *testing.T) {
 			<-entered
 			lose(claim)
 			release()
-			volume := "pvc-" + string(claim.UID)
-			s.Eventually(driver.Deletes).Should(gomega.ContainElement(volume))
+			s.expectEvent(claim, "Normal ProvisioningSucceeded", "pvc-"+string(claim.UID))
 			s.Eventually(driver.Stored).Should(gomega.BeEmpty())
 		})
 	}
