@@ -270,7 +270,7 @@ func (r *ClaimReconciler) provision(ctx context.Context, claim *corev1.Persisten
 // callDriver calls Provision, and tells the claim about it when it takes long.
 func (r *ClaimReconciler) callDriver(ctx context.Context, driver provisioner.Driver, options libcontroller.ProvisionOptions) (*corev1.PersistentVolume, libcontroller.ProvisioningState, error) {
 	if b, ok := provisioner.As[libcontroller.BlockProvisioner](driver); isBlock(options.PVC) && (!ok || !b.SupportsBlock(ctx)) {
-		return nil, libcontroller.ProvisioningFinished, provisioner.Infeasible("spec.volumeMode", string(corev1.PersistentVolumeBlock),
+		return nil, libcontroller.ProvisioningFinished, provisioner.Infeasible("claim field spec.volumeMode", string(corev1.PersistentVolumeBlock),
 			"%s does not support block volumes; set volumeMode to Filesystem", options.StorageClass.Provisioner)
 	}
 	slow := r.Clock.AfterFunc(slowProvisioning, func() {

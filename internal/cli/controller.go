@@ -54,6 +54,7 @@ type controllerOptions struct {
 	renewDeadline        time.Duration
 	retryPeriod          time.Duration
 
+	pprofAddress   string
 	metricsAddress string
 	probeAddress   string
 	apiQPS         float32
@@ -88,6 +89,7 @@ func newControllerCommand() *cobra.Command {
 	f.DurationVar(&o.retryPeriod, "leader-elect-retry-period", 2*time.Second, "time between two attempts to get or renew the Lease")
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address to serve /metrics on; 0 for none")
 	f.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address to serve /healthz and /readyz on; 0 for none")
+	f.StringVar(&o.pprofAddress, "pprof-bind-address", "0", "address to serve profiles on, for example 127.0.0.1:6060; 0 for none")
 	f.Float32Var(&o.apiQPS, "kube-api-qps", -1, "client-side limit of requests per second to the API server; negative for none: API priority and fairness protects the server")
 	f.IntVar(&o.apiBurst, "kube-api-burst", 0, "burst above --kube-api-qps")
 
@@ -142,10 +144,18 @@ func (o *controllerOptions) validate() error {
 		return errors.New("--pool needs --node-name: the name of the Node the directories are on")
 	case o.workers < 1:
 		return fmt.Errorf("--workers=%d: want at least 1", o.workers)
+	case o.leaderElect && o.leaderElectNamespace == "" && !inCluster():
+		return errors.New("--leader-elect outside a pod needs --leader-elect-namespace: the namespace of the Lease; or give --leader-elect=false when this is the only replica")
 	case o.bindGrace <= 0:
 		return fmt.Errorf("--bind-grace=%s: want more than 0; to leave binding to the cluster use --binding=%s", o.bindGrace, bindingCluster)
 	}
 	return nil
+}
+
+// inCluster reports whether the process runs in a pod with a service account.
+func inCluster() bool {
+	_, err := rest.InClusterConfig()
+	return err == nil
 }
 
 // tune sets how the process talks to the API server: in protobuf, which is
@@ -166,6 +176,7 @@ func (o *controllerOptions) managerOptions(drivers *provisioner.Registry) manage
 		Cache:                         cacheOptions,
 		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress:        o.probeAddress,
+		PprofBindAddress:              o.pprofAddress,
 		LeaderElection:                o.leaderElect,
 		LeaderElectionID:              "berth.storage",
 		LeaderElectionNamespace:       o.leaderElectNamespace,
@@ -178,6 +189,7 @@ func (o *controllerOptions) managerOptions(drivers *provisioner.Registry) manage
 
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=berth-system,resources=leases,verbs=get;create;update
+// +kubebuilder:rbac:groups="",namespace=berth-system,resources=events,verbs=create;patch
 
 func (o *controllerOptions) setupDrivers(mgr manager.Manager, drivers *provisioner.Registry) error {
 	pools := map[string]string{}
@@ -247,7 +259,10 @@ func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Ma
 	if err := controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
-	recorder := mgr.GetEventRecorder("berth")
+	recorder, err := newEventRecorder(mgr)
+	if err != nil {
+		return err
+	}
 	series := controllers.NewMetrics(metrics.Registry)
 	claims := &controllers.ClaimReconciler{
 		Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Clock: clock.RealClock{},
