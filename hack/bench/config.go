@@ -60,7 +60,7 @@ func parseConfig(args []string, lookup func(string) (string, bool), usage io.Wri
 	f.IntVar(&c.single, "single", 50, "claims to make one by one through berth at the end, on an idle cluster")
 	f.IntVar(&c.deletions, "deletions", 0, "bound claims whose deletion begins together with each run")
 	f.IntVar(&c.kcmQPS, "kcm-qps", 0, "kube-controller-manager's --kube-api-qps and --kube-api-burst; 0 for its defaults, which is what most clusters have")
-	f.DurationVar(&c.timeout, "bound-timeout", 0, "how long the claims of a run may take to become Bound or to be deleted; 0 for five minutes and a second per claim")
+	f.DurationVar(&c.timeout, "bound-timeout", 0, "how long the claims of a run may take, after the last was due, to become Bound or to be deleted; 0 for five minutes and a second per claim")
 	f.Usage = func() {
 		fmt.Fprintln(usage, "Usage of bench (environment variables in parentheses):")
 		f.VisitAll(func(o *flag.Flag) {
@@ -103,9 +103,9 @@ func (c config) validate() error {
 	}
 	switch {
 	case c.claims < 1 || c.libraryClaims < 1 || c.rounds < 1:
-		return errors.New("N, LIBRARY_N and ROUNDS must be at least 1")
+		return errors.New("need at least 1 as N, LIBRARY_N and ROUNDS")
 	case c.rate < 0 || c.single < 0 || c.deletions < 0 || c.kcmQPS < 0 || c.timeout < 0:
-		return errors.New("RATE, SINGLE, DELETIONS, KCM_QPS and BOUND_TIMEOUT must not be negative")
+		return errors.New("need at least 0 as RATE, SINGLE, DELETIONS, KCM_QPS and BOUND_TIMEOUT")
 	}
 	return nil
 }

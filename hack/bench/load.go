@@ -68,7 +68,7 @@ func (b *bench) bindAll(ctx context.Context, namespace, class string, n int, p p
 		return bindTimes{}, fmt.Errorf("%d of %d claims created, %d lack being Bound: %w", len(created), n, n-bound.count(), err)
 	}
 	for name, at := range created {
-		when, _ := bound.at(name)
+		when := bound.at(name)
 		// The watch may be faster than the answer to the create.
 		times.latencies = append(times.latencies, max(0, when.Sub(at)))
 		if when.After(times.lastBound) {

@@ -143,7 +143,7 @@ func (r *report) writeJSON(path string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, append(text, '\n'), 0o644)
+	return os.WriteFile(path, append(text, '\n'), 0o600)
 }
 
 // writeText writes the tables. paced says that claims came at a given rate, so that
@@ -195,6 +195,9 @@ func (r *report) writeSpeed(t *table) {
 func (r *report) writeRequests(t *table) {
 	t.line("")
 	t.line("Requests per claim that the provisioner sent, those for events included, leases and watches excluded: until the claims are Bound, then to delete them.")
+	if r.Environment.Deletions > 0 {
+		t.line("Those for the claims that are deleted meanwhile are among the former.")
+	}
 	t.line("kcm: those of kube-controller-manager's volume controller. events: Event writes about the claims, by anyone.")
 	header := []any{"run"}
 	for _, verb := range verbs {

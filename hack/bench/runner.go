@@ -216,7 +216,7 @@ func (b *bench) warmUp(ctx context.Context, p plan) error {
 }
 
 func (b *bench) bindMeasured(ctx context.Context, p plan, process *process, m *measurement) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, b.config.patience(p.claims), errors.New("timed out"))
+	ctx, cancel := context.WithTimeoutCause(ctx, p.pace.due(p.claims)+b.config.patience(p.claims), errors.New("timed out"))
 	defer cancel()
 	processes := map[string]int{"provisioner": process.pid()}
 	for name, pid := range b.cluster.processes {

@@ -78,11 +78,10 @@ func (b *boundWatch) handle(event watch.Event) {
 }
 
 // at returns when the claim of this name was first seen Bound.
-func (b *boundWatch) at(name string) (time.Time, bool) {
+func (b *boundWatch) at(name string) time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	t, ok := b.times[name]
-	return t, ok
+	return b.times[name]
 }
 
 func (b *boundWatch) count() int {

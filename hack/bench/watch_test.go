@@ -21,11 +21,11 @@ func TestBoundIsTheFirstTimeSeen(t *testing.T) {
 		t.Fatal("a pending claim counts as Bound")
 	}
 	see(corev1.ClaimBound)
-	first, _ := b.at("c")
+	first := b.at("c")
 	time.Sleep(time.Millisecond)
 	see(corev1.ClaimLost)
 	see(corev1.ClaimBound)
-	if again, _ := b.at("c"); !again.Equal(first) || b.count() != 1 {
+	if again := b.at("c"); !again.Equal(first) || b.count() != 1 {
 		t.Errorf("Bound at %v, then at %v, %d claims", first, again, b.count())
 	}
 }
