@@ -147,7 +147,7 @@ func TestOperationsConvergeAfterAFault(t *testing.T) {
 					if nth > enoughCalls {
 						t.Fatal("the operation never gets through")
 					}
-					b := newBench(t)
+					b := newFastBench(t)
 					if op.prepare != nil {
 						op.prepare(b)
 					}

@@ -32,6 +32,18 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
+// newFastBench is newBench in memory where there is some, for tests that go
+// through very many bases.
+func newFastBench(t *testing.T) *bench {
+	t.Helper()
+	base, err := os.MkdirTemp("/dev/shm", "berth-test-")
+	if err != nil {
+		return newBench(t)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	return &bench{t: t, base: base, pool: newPool(t, base), ctx: t.Context()}
+}
+
 // restart replaces the pool by one that knows nothing, as a crash does.
 func (b *bench) restart() {
 	b.t.Helper()

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-storage/berth/provisioner/directory"
 )
 
 // raceTries is how often each race is run.
@@ -72,7 +74,19 @@ func TestSymlinkSwappedDuringAnOperation(t *testing.T) {
 				spec.Adopt = true // or the leaf would never get as far as being deleted
 				_, err := b.pool.Create(b.ctx, spec)
 				outcomes[err == nil]++
-				outcomes[b.delete(spec) == nil]++
+				for range 3 { // or its path stays taken
+					err := b.delete(spec)
+					outcomes[err == nil]++
+					if err == nil {
+						break
+					}
+				}
+				if !isLink(link) && !isLink(b.path(race.swapped)) {
+					// It was swapped in at the very moment of a rename, and is
+					// in the trash now. Make another.
+					_ = os.RemoveAll(link)
+					_ = os.Symlink(target, link)
+				}
 				if n%50 == 0 {
 					_ = b.pool.PurgeTrash(b.ctx)
 				}
@@ -91,6 +105,90 @@ func TestSymlinkSwappedDuringAnOperation(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSymlinkSwappedBetweenAnyTwoCalls is the same with the swap just before
+// the nth call of an operation, for every n; out of the base for
+// good, or to another volume and back before the next call.
+func TestSymlinkSwappedBetweenAnyTwoCalls(t *testing.T) {
+	spec := specFor("team/app/vol")
+	archived := spec
+	archived.OnDelete = directory.OnDeleteArchive
+	expect := directory.Expectation{ClaimUID: spec.ClaimUID, Path: spec.Path}
+	create := func(b *bench, p *directory.Pool) error { _, err := p.Create(b.ctx, spec); return err }
+	for name, op := range map[string]struct {
+		prepare directory.Spec
+		target  string // the directory it moves to
+		run     func(b *bench, p *directory.Pool) error
+	}{
+		"create":  {volumeAt("pvc-0", "team/app/other"), "", create},
+		"repeat":  {spec, "", create},
+		"delete":  {spec, ".berth/trash", func(b *bench, p *directory.Pool) error { return p.Delete(b.ctx, "pvc-1", expect) }},
+		"archive": {archived, ".berth/archive", func(b *bench, p *directory.Pool) error { return p.Delete(b.ctx, "pvc-1", expect) }},
+		"undo":    {spec, ".berth/trash", func(b *bench, p *directory.Pool) error { return p.Undo(b.ctx, "pvc-1") }},
+		"discard": {spec, "", func(b *bench, p *directory.Pool) error { return p.Discard(b.ctx, "pvc-1") }},
+	} {
+		for _, swapped := range []string{"team", "team/app", "team/app/vol", ".berth", ".berth/volumes", ".berth/trash", ".berth/archive"} {
+			if unused := op.target != swapped; unused && (swapped == ".berth/trash" || swapped == ".berth/archive") {
+				continue
+			}
+			for _, inside := range []bool{false, true} {
+				back := inside
+				t.Run(fmt.Sprintf("%s, %s, inside=%t, back=%t", name, swapped, inside, back), func(t *testing.T) {
+					t.Parallel()
+					for nth := 1; nth <= enoughCalls; nth++ {
+						if !swapAt(t, op.prepare, op.run, swapped, nth, inside, back) {
+							return
+						}
+					}
+					t.Error("the operation never ends")
+				})
+			}
+		}
+	}
+}
+
+// swapAt runs one operation with a swap before its nth call, and reports
+// whether there was one.
+func swapAt(t *testing.T, prepare directory.Spec, run func(*bench, *directory.Pool) error, swapped string, nth int, inside, back bool) (hit bool) {
+	t.Helper()
+	b := newFastBench(t)
+	b.create(volumeAt("pvc-victim", "victim"))
+	for _, dir := range []string{"vol", "app", "app/vol", "volumes", "trash", "archive"} {
+		must(t, os.Mkdir(b.path("victim/"+dir), 0o751))
+	}
+	b.create(prepare)
+	must(t, b.pool.Close())
+	canary := t.TempDir()
+	for _, dir := range []string{"vol", "app", "app/vol", "volumes", "trash", "archive"} {
+		must(t, os.Mkdir(canary+"/"+dir, 0o751))
+	}
+	target := canary
+	if inside {
+		target = b.path("victim")
+	}
+	link := b.path("link")
+	must(t, os.Symlink(target, link))
+	before := [2]map[string]string{snapshot(t, canary), snapshot(t, b.path("victim"))}
+
+	calls := 0
+	faults := &faultFS{Filesystem: local(t, b.base)}
+	faults.before = func(string, string) error {
+		calls++
+		if calls == nth || (back && calls == nth+1) {
+			// Fails where the operation has just moved or removed it.
+			_ = unix.Renameat2(unix.AT_FDCWD, link, unix.AT_FDCWD, b.path(swapped), unix.RENAME_EXCHANGE)
+		}
+		return nil
+	}
+	pool := poolOn(t, faults, func(*directory.Options) {})
+	err := run(b, pool)
+	must(t, pool.Close())
+	after := [2]map[string]string{snapshot(t, canary), snapshot(t, b.path("victim"))}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("swapped before call %d, the operation (%v) changed what the link leads to: %s", nth, err, diff)
+	}
+	return calls >= nth
 }
 
 // TestSymlinkSwappedDuringAPurge has a tenant swap directories and links in a
@@ -152,6 +250,11 @@ func TestBaseSwappedForASymlink(t *testing.T) {
 	must(t, os.Remove(b.base))
 	must(t, os.Rename(b.base+"-real", b.base))
 	must(t, b.delete(specFor("vol")))
+}
+
+func isLink(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == os.ModeSymlink
 }
 
 // snapshot describes everything in dir and dir itself.

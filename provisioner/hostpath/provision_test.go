@@ -330,7 +330,7 @@ func TestNewRefusesBadOptions(t *testing.T) {
 func TestClassWithoutPoliciesDeletes(t *testing.T) {
 	b := newBench(t)
 	opts := request()
-	opts.StorageClass = &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "bare"}}
+	opts.StorageClass = &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "bare"}, Parameters: opts.StorageClass.Parameters}
 	if got := b.provision(opts).Spec.PersistentVolumeReclaimPolicy; got != corev1.PersistentVolumeReclaimDelete {
 		t.Errorf("reclaim policy = %s", got)
 	}
