@@ -1,0 +1,160 @@
+package berth_test
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berth-storage/berth/internal/crashpoint"
+)
+
+// The points at which a volume is being made, and those at which it is being
+// ended. Together they must be all there are.
+var (
+	makingPoints = []crashpoint.Point{
+		crashpoint.MarkerWritten, crashpoint.DirectoryCreated, crashpoint.VolumeCreated,
+		crashpoint.VolumePhaseBound, crashpoint.ClaimSpecBound, crashpoint.ClaimPhaseBound,
+	}
+	endingPoints = []crashpoint.Point{
+		crashpoint.MovedToTrash, crashpoint.MarkerRemoved, crashpoint.StorageDeleted,
+		crashpoint.VolumeDeleted, crashpoint.FinalizerRemoved, crashpoint.TrashPartlyPurged,
+	}
+)
+
+// TestEveryCrashPointIsTested reads the points from their source.
+func TestEveryCrashPointIsTested(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "../../internal/crashpoint/crashpoint.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []crashpoint.Point
+	ast.Inspect(file, func(n ast.Node) bool {
+		if literal, ok := n.(*ast.BasicLit); ok && literal.Kind == token.STRING {
+			all = append(all, crashpoint.Point(strings.Trim(literal.Value, `"`)))
+		}
+		return true
+	})
+	if diff := cmp.Diff(all, slices.Concat(makingPoints, endingPoints)); diff != "" {
+		t.Errorf("points (-in the source +tested):\n%s", diff)
+	}
+}
+
+// eager has berth bind before kube-controller-manager does, most of the time.
+const eager = "--bind-grace=2ms"
+
+// swept has berth remove orphans at once.
+var swept = []string{"--orphan-grace=0s", "--orphan-interval=1s"}
+
+func newCrashSite(t *testing.T) *site {
+	t.Helper()
+	s := newSite(t)
+	s.class(s.name)
+	return s
+}
+
+// crashWhileMaking creates claims until berth was killed at point. That is the
+// first one, unless kube-controller-manager has bound it before berth could.
+func (s *site) crashWhileMaking(point crashpoint.Point) []*corev1.PersistentVolumeClaim {
+	s.t.Helper()
+	p := s.start(point, eager)
+	var claims []*corev1.PersistentVolumeClaim
+	for p.running() && len(claims) < 200 {
+		claim := s.claim(fmt.Sprintf("data-%d", len(claims)))
+		claims = append(claims, claim)
+		s.Eventually(func() bool {
+			s.get(claim)
+			return claim.Status.Phase == corev1.ClaimBound || !p.running()
+		}).Should(gomega.BeTrue())
+	}
+	p.expectCrash()
+	return claims
+}
+
+// fill writes into the volume's directory, as a pod would.
+func (s *site) fill(volume *corev1.PersistentVolume) {
+	s.t.Helper()
+	for _, name := range []string{"a", "b", "c/d", "c/e"} {
+		path := filepath.Join(volume.Spec.Local.Path, name)
+		s.ok(os.MkdirAll(filepath.Dir(path), 0o750))
+		s.ok(os.WriteFile(path, []byte(name), 0o600))
+	}
+}
+
+func TestKilledWhileMakingAVolume(t *testing.T) {
+	for _, point := range makingPoints {
+		t.Run(string(point), func(t *testing.T) {
+			t.Run("it is finished after a restart", func(t *testing.T) {
+				s := newCrashSite(t)
+				claims := s.crashWhileMaking(point)
+				s.start("")
+				for _, claim := range claims {
+					s.expectBound(claim)
+				}
+				n := len(claims)
+				s.Expect(s.inventory()).To(gomega.Equal(inventory{volumes: n, directories: n, markers: n}))
+				for _, claim := range claims {
+					s.fill(s.expectBound(claim)) // the directory is the volume's
+					s.delete(claim)
+				}
+				s.expectNothingLeft()
+			})
+			t.Run("nothing is left when the claim goes meanwhile", func(t *testing.T) {
+				s := newCrashSite(t)
+				claims := s.crashWhileMaking(point)
+				for _, claim := range claims {
+					s.delete(claim)
+				}
+				for _, claim := range claims {
+					s.Eventually(func() bool { return s.get(claim) }).Should(gomega.BeFalse())
+				}
+				s.start("", swept...)
+				s.expectNothingLeft()
+			})
+		})
+	}
+}
+
+func TestKilledWhileEndingAVolume(t *testing.T) {
+	for _, point := range endingPoints {
+		t.Run(string(point), func(t *testing.T) {
+			t.Run("that held data", func(t *testing.T) {
+				s := newCrashSite(t)
+				first := s.start("")
+				claim, kept := s.claim("data"), s.claim("kept")
+				s.fill(s.expectBound(claim))
+				survivor := s.expectBound(kept)
+				s.fill(survivor)
+				first.stop()
+				second := s.start(point)
+				s.delete(claim)
+				second.expectCrash()
+				s.start("", swept...)
+				s.Eventually(s.inventory).Should(gomega.Equal(inventory{volumes: 1, directories: 1, markers: 1}))
+				s.Expect(s.expectBound(kept).Name).To(gomega.Equal(survivor.Name))
+				s.Expect(os.ReadFile(filepath.Join(survivor.Spec.Local.Path, "c", "d"))).To(gomega.Equal([]byte("c/d")))
+				s.delete(kept)
+				s.expectNothingLeft()
+			})
+			t.Run("that the claim did not wait for, after another crash", func(t *testing.T) {
+				s := newCrashSite(t)
+				for _, claim := range s.crashWhileMaking(crashpoint.VolumeCreated) {
+					s.delete(claim)
+					s.Eventually(func() bool { return s.get(claim) }).Should(gomega.BeFalse())
+				}
+				s.start(point).expectCrash()
+				s.start("", swept...)
+				s.expectNothingLeft()
+			})
+		})
+	}
+}
