@@ -155,6 +155,7 @@ func TestOperationsConvergeAfterAFault(t *testing.T) {
 
 					hit := false
 					faults := fault(nth, &hit)
+					faults.serialise()
 					faults.Filesystem = local(t, b.base)
 					faulty := poolOn(t, faults, func(*directory.Options) {})
 					err := op.run(b, faulty)

@@ -34,6 +34,23 @@ func local(tb testing.TB, base string) directory.Filesystem {
 	return l
 }
 
+// serialise makes hooks that share state safe for a pool that calls several at
+// once, as it does when it reads the markers. Such hooks can't use the pool.
+func (f *faultFS) serialise() {
+	var mu sync.Mutex
+	locked := func(hook func(op, name string) error) func(op, name string) error {
+		if hook == nil {
+			return nil
+		}
+		return func(op, name string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			return hook(op, name)
+		}
+	}
+	f.before, f.after = locked(f.before), locked(f.after)
+}
+
 func (f *faultFS) call(op, name string, do func() error) error {
 	if f.before != nil {
 		if err := f.before(op, name); err != nil {

@@ -181,6 +181,7 @@ func swapAt(t *testing.T, prepare directory.Spec, run func(*bench, *directory.Po
 		}
 		return nil
 	}
+	faults.serialise()
 	pool := poolOn(t, faults, func(*directory.Options) {})
 	err := run(b, pool)
 	must(t, pool.Close())
