@@ -168,13 +168,13 @@ func TestPairsStayBoundAcrossRestartsOfControllerManager(t *testing.T) {
 		t.Log(line)
 	}
 	for _, write := range actors {
-		switch {
-		case write.actor == berthUser || write.actor == "admin":
-		case write.actor == binderAccount:
+		switch write.actor {
+		case berthUser, "admin":
+		case binderAccount:
 			if extra := slices.DeleteFunc(slices.Clone(write.fields), isTriggerAnnotation); len(extra) > 0 {
 				t.Errorf("kube-controller-manager's binder changed %q of %s by %s", extra, write.object, write.request)
 			}
-		case write.actor == protectionAccount:
+		case protectionAccount:
 			if extra := slices.DeleteFunc(slices.Clone(write.fields), isUnusedCondition); len(extra) > 0 {
 				t.Errorf("kube-controller-manager's protection changed %q of %s by %s", extra, write.object, write.request)
 			}

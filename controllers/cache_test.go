@@ -36,7 +36,7 @@ func transformOf(t *testing.T, o client.Object) toolscache.TransformFunc {
 }
 
 func TestUnboundClaimsAreCachedWithAllADriverMayAskFor(t *testing.T) {
-	full := newClaim(annotated("team", "a"), annotated("volume.kubernetes.io/selected-node", "n"), selecting("disk", "ssd"),
+	full := newClaim(annotated("team", "a"), annotated("volume.kubernetes.io/selected-node", "n"), selecting("ssd"),
 		func(c *corev1.PersistentVolumeClaim) {
 			c.Labels = map[string]string{"l": "v"}
 			c.ResourceVersion = "7"

@@ -116,7 +116,7 @@ func TestDecideClaim(t *testing.T) {
 		"WaitForFirstConsumer acts on a selected node":  {newClaim(annotated(node, "node-1")), choiceOf(lazy), claimProvision, ""},
 		"the alpha selected-node annotation counts":     {newClaim(annotated("volume.alpha.kubernetes.io/selected-node", "node-1")), choiceOf(lazy), claimProvision, ""},
 		"Immediate does not wait for a node":            {newClaim(annotated(node, "")), choiceOf(fast), claimProvision, ""},
-		"a claim with a selector may still be provided": {newClaim(selecting("disk", "tape")), choiceOf(fast), claimProvision, ""},
+		"a claim with a selector may still be provided": {newClaim(selecting("tape")), choiceOf(fast), claimProvision, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := decide(t, tt.claim, tt.choice)
@@ -127,9 +127,10 @@ func TestDecideClaim(t *testing.T) {
 	}
 }
 
-func selecting(label, value string) claimEdit {
+// selecting has a claim ask for volumes by their label disk.
+func selecting(disk string) claimEdit {
 	return func(c *corev1.PersistentVolumeClaim) {
-		c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{label: value}}
+		c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"disk": disk}}
 	}
 }
 
@@ -166,8 +167,8 @@ func TestStaticVolumesFirst(t *testing.T) {
 		"further access modes do no harm": {newClaim(), fast, newStaticVolume(func(v *corev1.PersistentVolume) {
 			v.Spec.AccessModes = append(v.Spec.AccessModes, corev1.ReadWriteMany)
 		}), true},
-		"the selector must match":              {newClaim(selecting("disk", "tape")), fast, newStaticVolume(), false},
-		"a selector that matches leaves it":    {newClaim(selecting("disk", "ssd")), fast, newStaticVolume(), true},
+		"the selector must match":              {newClaim(selecting("tape")), fast, newStaticVolume(), false},
+		"a selector that matches leaves it":    {newClaim(selecting("ssd")), fast, newStaticVolume(), true},
 		"a volume of another class is not for": {newClaim(), fast, newStaticVolume(func(v *corev1.PersistentVolume) { v.Spec.StorageClassName = "slow" }), false},
 		"the volume mode must be the same": {newClaim(), fast, newStaticVolume(func(v *corev1.PersistentVolume) {
 			v.Spec.VolumeMode = ptr.To(corev1.PersistentVolumeBlock)
