@@ -280,7 +280,7 @@ func (all writes) lines() []string {
 	return lines
 }
 
-// writes returns the successful writes to the scope's claims and to volumes, of
+// writes returns the writes, those that failed too, to the scope's claims and to volumes, of
 // those objects that of accepts.
 func (s *scope) writes(of func(object string) bool) writes {
 	s.t.Helper()
@@ -296,6 +296,9 @@ func (s *scope) writes(of func(object string) bool) writes {
 		s.ok(json.Unmarshal(event.ResponseObject.Raw, &object))
 		meta, _ := object["metadata"].(map[string]any)
 		name, _ := meta["name"].(string)
+		if name == "" {
+			name = ref.Name // the response tells of a failure
+		}
 		if !of(name) {
 			continue
 		}
