@@ -79,25 +79,41 @@ func (r *ClaimReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error 
 	r.written = utilcache.NewExpiringWithClock(r.Clock)
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("claim").
-		For(&corev1.PersistentVolumeClaim{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
+		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.claimItself), builder.WithPredicates(mayNeedVolume)).
 		Watches(&storagev1.StorageClass{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfClass)).
 		Watches(&corev1.PersistentVolume{}, handler.EnqueueRequestsFromMapFunc(r.claimsThatLost), builder.WithPredicates(volumeBecameUnavailable)).
 		WithOptions(controllerOptions(mgr, "claim", workers)).
 		Complete(r)
 }
 
-// concerns drops claims that can't need a volume of ours before they are
-// queued. A claim whose class is not there yet passes.
-func (r *ClaimReconciler) concerns(o client.Object) bool {
+// mayNeedVolume drops claims that can't need a volume before they are queued.
+var mayNeedVolume = predicate.Funcs{
+	CreateFunc:  func(e event.CreateEvent) bool { return unfinished(e.Object) },
+	UpdateFunc:  func(e event.UpdateEvent) bool { return unfinished(e.ObjectNew) },
+	DeleteFunc:  func(event.DeleteEvent) bool { return true }, // what is remembered of it has to go
+	GenericFunc: func(event.GenericEvent) bool { return false },
+}
+
+func unfinished(o client.Object) bool {
 	claim, ok := o.(*corev1.PersistentVolumeClaim)
-	if !ok || claimNeedsNoVolume(claim) != "" {
-		return false
+	return ok && claimNeedsNoVolume(claim) == ""
+}
+
+// claimItself queues claim unless its class belongs to another provisioner. A
+// claim whose class is not there yet passes.
+func (r *ClaimReconciler) claimItself(ctx context.Context, o client.Object) []reconcile.Request {
+	claim, ok := o.(*corev1.PersistentVolumeClaim)
+	if !ok {
+		return nil
 	}
-	choice, err := r.chooseClass(context.Background(), claim)
+	choice, err := r.chooseClass(ctx, claim)
 	if err != nil {
-		return true
+		log.FromContext(ctx).Error(err, "Look up the class of a claim", "claim", client.ObjectKeyFromObject(o).String())
 	}
-	return choice.Class == nil && choice.Name != "" || choice.Class != nil && r.Drivers.Serves(choice.Class.Provisioner)
+	if choice.Class != nil && !r.Drivers.Serves(choice.Class.Provisioner) {
+		return nil
+	}
+	return []reconcile.Request{{NamespacedName: client.ObjectKeyFromObject(claim)}}
 }
 
 // claimsOfClass finds the claims that a change of a class may concern: those

@@ -192,14 +192,3 @@ func volumeFor(options libcontroller.ProvisionOptions) *corev1.PersistentVolume 
 		},
 	}
 }
-
-// undoingDriver tells undoing from deleting, and keeps no inventory.
-type undoingDriver struct {
-	libcontroller.Provisioner
-	undone chan string
-}
-
-func (d *undoingDriver) Undo(_ context.Context, volume string) error {
-	d.undone <- volume
-	return nil
-}

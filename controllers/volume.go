@@ -157,49 +157,37 @@ func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.Persisten
 	return nil
 }
 
-// undo deletes the object first, so that nobody can bind it meanwhile, then the
-// storage. The resource version makes sure that the volume is still as it was
-// decided about: never bound.
+// undo ends a volume that was never bound, and so can hold nothing. Should it
+// hold something all the same, the PersistentVolume was not new: one that is
+// restored from a backup is Pending again. Then its policy decides, as it does
+// when the driver can't tell.
 func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVolume) error {
 	start := r.Clock.Now()
-	driver, name := r.driverOf(volume)
-	if volume.DeletionTimestamp == nil {
-		err := r.Client.Delete(ctx, volume.DeepCopy(), client.Preconditions{UID: &volume.UID, ResourceVersion: &volume.ResourceVersion})
-		if client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("delete volume: %w", err)
-		}
+	driver, _ := r.driverOf(volume)
+	if guard, ok := provisioner.As[libcontroller.DeletionGuard](driver); ok && !guard.ShouldDelete(ctx, volume) {
+		return nil
 	}
-	if err := undoStorage(ctx, driver, volume); err != nil {
+	err := provisioner.ErrNotEmpty
+	if inventory, ok := provisioner.As[provisioner.Inventory](driver); ok {
+		err = inventory.Discard(ctx, volume.Name)
+	}
+	switch {
+	case errors.Is(err, provisioner.ErrNotEmpty) && volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
+		return r.reclaim(ctx, volume)
+	case errors.Is(err, provisioner.ErrNotEmpty):
+		log.FromContext(ctx).Info("A volume that was never bound may hold data, and is left as its policy says")
+		return nil
+	case err != nil:
 		warn(r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
-		return fmt.Errorf("undo the storage in %s: %w", name, err)
+		return fmt.Errorf("take back the storage: %w", err)
 	}
 	crashpoint.Reach(crashpoint.StorageDeleted)
-	if err := r.setFinalizer(ctx, volume, false); err != nil {
+	// The resource version makes sure that the volume is still as it was decided
+	// about.
+	if err := r.deleteObject(ctx, volume, client.Preconditions{UID: &volume.UID, ResourceVersion: &volume.ResourceVersion}); err != nil {
 		return err
 	}
 	r.logEnd(ctx, "Took back volume that was never bound", volume, start)
-	return nil
-}
-
-// undoStorage takes back storage that nobody can have written to. Should there
-// be data all the same, the PersistentVolume was not new: one that is restored
-// from a backup is Pending again. Then its policy decides.
-func undoStorage(ctx context.Context, driver provisioner.Driver, volume *corev1.PersistentVolume) error {
-	if inventory, ok := provisioner.As[provisioner.Inventory](driver); ok {
-		err := inventory.Discard(ctx, volume.Name)
-		if !errors.Is(err, provisioner.ErrNotEmpty) {
-			return err
-		}
-		if volume.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete {
-			log.FromContext(ctx).Info("A volume without a claim, which looked new, holds data; its storage is left as it is")
-			return nil
-		}
-	} else if undoer, ok := provisioner.As[provisioner.Undoer](driver); ok {
-		return undoer.Undo(ctx, volume.Name)
-	}
-	if err := driver.Delete(ctx, volume); !provisioner.IsIgnored(err) {
-		return err
-	}
 	return nil
 }
 

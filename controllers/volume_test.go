@@ -221,24 +221,6 @@ func (s *scope) recreate(ctx context.Context, volume, replacement *corev1.Persis
 	return s.client.Create(ctx, replacement)
 }
 
-func TestUndoIsPreferredToDeleteForVolumesNeverBound(t *testing.T) {
-	s := newScope(t)
-	resume := withoutControllerManager(t)
-	memory := newMemoryDriver()
-	driver := &undoingDriver{Provisioner: memory, undone: make(chan string, 10)}
-	s.class(retain)
-	s.run(driver)
-	entered, release := memory.HoldProvision()
-	claim := s.claim("data")
-	name := <-entered
-	s.forceDelete(claim)
-	release()
-	s.Expect(<-driver.undone).To(gomega.Equal(name))
-	s.Expect(memory.Deletes()).To(gomega.BeEmpty())
-	resume()
-	s.Eventually(s.volumes).Should(gomega.BeEmpty())
-}
-
 // TestRestoredVolumeKeepsItsData: a PersistentVolume that is created anew from a
 // backup is Pending, like one that was never bound, and its claim is gone.
 func TestRestoredVolumeKeepsItsData(t *testing.T) {
@@ -260,6 +242,7 @@ func TestRestoredVolumeKeepsItsData(t *testing.T) {
 	s.run(driver)
 	s.Consistently(driver.Stored, quiet).Should(gomega.ConsistOf(volume.Name))
 	s.Expect(driver.Deletes()).To(gomega.BeEmpty())
+	s.Expect(s.volumes()).To(gomega.HaveLen(1))
 }
 
 // forceDelete deletes claim without kube-controller-manager, which would take

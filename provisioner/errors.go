@@ -3,6 +3,7 @@ package provisioner
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -41,7 +42,7 @@ const maxShownValue = 128
 func (e *InfeasibleError) Error() string {
 	value := e.Value
 	if len(value) > maxShownValue {
-		value = value[:maxShownValue] + "…"
+		value = strings.ToValidUTF8(value[:maxShownValue], "") + "…"
 	}
 	return fmt.Sprintf("%s: %q: %s", e.Field, value, e.Problem)
 }

@@ -35,10 +35,11 @@ type Inventory interface {
 	// the sequence; what was yielded before it is valid.
 	Volumes(ctx context.Context) iter.Seq2[Record, error]
 
-	// Discard drops a volume that no PersistentVolume was ever seen for. It
-	// must not be able to destroy data: storage that holds anything is left as
-	// it is, and ErrNotEmpty returned. A volume the driver does not know is no
-	// error.
+	// Discard drops a volume that nobody can have used, since no
+	// PersistentVolume was ever written or bound for it. It must not be able to
+	// destroy data: storage that holds anything is left as it is, and an error
+	// that wraps ErrNotEmpty is returned; storage that existed before the
+	// volume is let go. A volume the driver does not know is no error.
 	Discard(ctx context.Context, volume string) error
 }
 
@@ -59,15 +60,4 @@ type Record struct {
 	ClaimUID types.UID
 	// Created is when the driver began to make the volume.
 	Created time.Time
-}
-
-// Undoer is implemented by drivers for which taking back a volume that was
-// never bound differs from deleting one. Without it the controllers call
-// Delete.
-type Undoer interface {
-	// Undo removes what Provision made for volume, whatever the reclaim policy
-	// and the class's parameters say, since nobody can have written to it.
-	// Storage that existed before Provision is let go, never removed. A volume
-	// the driver does not know is no error.
-	Undo(ctx context.Context, volume string) error
 }

@@ -93,7 +93,4 @@ func TestAsDoesNotInventInterfaces(t *testing.T) {
 	if _, ok := As[controller.Qualifier](wrapped); ok {
 		t.Error("a Qualifier was found on a driver that is none")
 	}
-	if _, ok := As[Undoer](&richDriver{}); ok {
-		t.Error("an Undoer was found on a driver that is none")
-	}
 }

@@ -119,11 +119,6 @@ func TestOperationsConvergeAfterAFault(t *testing.T) {
 				b.wantData(".berth/archive/team_app_vol-pvc-1")
 			},
 		},
-		"undo": {
-			prepare: func(b *bench) { b.create(archived) },
-			run:     func(b *bench, pool *directory.Pool) error { return pool.Undo(b.ctx, "pvc-1") },
-			check:   func(b *bench) { b.wantTree(); b.wantAdmin("volumes") },
-		},
 		"discard": {
 			prepare: func(b *bench) { b.create(plain) },
 			run:     func(b *bench, pool *directory.Pool) error { return pool.Discard(b.ctx, "pvc-1") },

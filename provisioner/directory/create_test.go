@@ -126,7 +126,7 @@ func TestAdoptionLeavesTheDirectoryAsItIs(t *testing.T) {
 	b.create(spec)
 	wantAttr(t, b.path("theirs"), 0o751, uint32(os.Geteuid()), uint32(os.Getegid()))
 
-	must(t, b.pool.Undo(b.ctx, "pvc-1"))
+	must(t, b.pool.Discard(b.ctx, "pvc-1"))
 	b.wantData("theirs")
 	b.wantAdmin("volumes")
 	b.create(spec)

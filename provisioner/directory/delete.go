@@ -67,17 +67,6 @@ func (p *Pool) Delete(ctx context.Context, volume string, expect Expectation) er
 	}
 }
 
-// Undo takes back a volume that nobody has used, whatever its OnDelete. A
-// directory that was adopted is let go. A volume without a marker is no error.
-func (p *Pool) Undo(ctx context.Context, volume string) error {
-	return p.withMarker(ctx, volume, func(s *session, m Marker) error {
-		if m.Adopted {
-			return p.forget(ctx, s, m)
-		}
-		return p.trash(ctx, s, m)
-	})
-}
-
 // Discard drops a volume as long as its directory is empty, or was adopted, in
 // which case it stays; otherwise it fails with provisioner.ErrNotEmpty and
 // changes nothing. A volume without a marker is no error.

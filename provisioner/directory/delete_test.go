@@ -218,7 +218,6 @@ func TestReplacedDirectoryIsRefused(t *testing.T) {
 		for _, replaced := range []string{"team", "team/vol"} {
 			for op, call := range map[string]func(*bench, directory.Spec) error{
 				"Delete":  (*bench).delete,
-				"Undo":    func(b *bench, s directory.Spec) error { return b.pool.Undo(b.ctx, s.Volume) },
 				"Discard": func(b *bench, s directory.Spec) error { return b.pool.Discard(b.ctx, s.Volume) },
 			} {
 				if name == "mount of a volume" && replaced == "team" {
@@ -264,20 +263,6 @@ func TestMissingDirectoryIsDeleted(t *testing.T) {
 			b.wantAdmin("volumes")
 			b.wantAdmin("archive")
 		}
-	}
-}
-
-func TestUndoRemovesWhateverOnDeleteSays(t *testing.T) {
-	for _, onDelete := range []directory.OnDelete{directory.OnDeleteDelete, directory.OnDeleteArchive, directory.OnDeleteRetain} {
-		b := newBench(t)
-		spec := specFor("team/vol")
-		spec.OnDelete = onDelete
-		b.create(spec)
-		must(t, b.pool.Undo(b.ctx, spec.Volume))
-		must(t, b.pool.Undo(b.ctx, spec.Volume))
-		b.wantTree()
-		b.wantAdmin("volumes")
-		b.wantAdmin("archive")
 	}
 }
 

@@ -29,7 +29,6 @@ func TestOnlyCreateInitialises(t *testing.T) {
 	b := newBench(t)
 	wantError(t, "Delete", b.delete(specFor("vol")), directory.ErrNotInitialised)
 	wantError(t, "PurgeTrash", b.pool.PurgeTrash(b.ctx), directory.ErrNotInitialised)
-	must(t, b.pool.Undo(b.ctx, "pvc-1"))
 	must(t, b.pool.Discard(b.ctx, "pvc-1"))
 	for _, err := range b.pool.Volumes(b.ctx) {
 		t.Errorf("Volumes yielded something: %v", err)
@@ -99,7 +98,7 @@ func TestDiskThatVanishesIsNoticed(t *testing.T) {
 	_, err = b.pool.Create(b.ctx, volumeAt("pvc-2", "two"))
 	wantError(t, "Create on what is below", err, directory.ErrWrongPool)
 	wantError(t, "Delete on what is below", b.delete(specFor("vol")), directory.ErrWrongPool)
-	wantError(t, "Undo on what is below", b.pool.Undo(b.ctx, "pvc-1"), directory.ErrWrongPool)
+	wantError(t, "Discard on what is below", b.pool.Discard(b.ctx, "pvc-1"), directory.ErrWrongPool)
 	if left := names(t, b.base); left != nil {
 		t.Errorf("the directory below the disk holds %v", left)
 	}

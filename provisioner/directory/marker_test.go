@@ -71,7 +71,6 @@ func TestDamagedMarkerIsNotActedOn(t *testing.T) {
 				}
 				for op, err := range map[string]error{
 					"Delete":  b.delete(specFor("vol")),
-					"Undo":    b.pool.Undo(b.ctx, "pvc-1"),
 					"Discard": b.pool.Discard(b.ctx, "pvc-1"),
 				} {
 					if err == nil {
@@ -148,7 +147,7 @@ func TestTwoMarkersForOneDirectoryAreNotBothBelieved(t *testing.T) {
 		copied := specFor("vol")
 		copied.Volume = "pvc-2"
 		wantError(t, "Delete", b.delete(copied), directory.ErrNotOwned)
-		wantError(t, "Undo", b.pool.Undo(b.ctx, "pvc-2"), directory.ErrNotOwned)
+		wantError(t, "Discard", b.pool.Discard(b.ctx, "pvc-2"), directory.ErrNotOwned)
 		b.wantData("vol")
 	}
 	must(t, b.delete(specFor("vol")))

@@ -125,7 +125,6 @@ func TestSymlinkSwappedBetweenAnyTwoCalls(t *testing.T) {
 		"repeat":  {spec, "", create},
 		"delete":  {spec, ".berth/trash", func(b *bench, p *directory.Pool) error { return p.Delete(b.ctx, "pvc-1", expect) }},
 		"archive": {archived, ".berth/archive", func(b *bench, p *directory.Pool) error { return p.Delete(b.ctx, "pvc-1", expect) }},
-		"undo":    {spec, ".berth/trash", func(b *bench, p *directory.Pool) error { return p.Undo(b.ctx, "pvc-1") }},
 		"discard": {spec, "", func(b *bench, p *directory.Pool) error { return p.Discard(b.ctx, "pvc-1") }},
 	} {
 		for _, swapped := range []string{"team", "team/app", "team/app/vol", ".berth", ".berth/volumes", ".berth/trash", ".berth/archive"} {

@@ -51,7 +51,6 @@ type Driver struct {
 var (
 	_ provisioner.Driver           = (*Driver)(nil)
 	_ provisioner.Inventory        = (*Driver)(nil)
-	_ provisioner.Undoer           = (*Driver)(nil)
 	_ provisioner.BackgroundWorker = (*Driver)(nil)
 	_ controller.DeletionGuard     = (*Driver)(nil)
 )
@@ -231,11 +230,6 @@ func (d *Driver) ignores(volume *corev1.PersistentVolume) string {
 		return fmt.Sprintf("volume %s is on node %q, not %q", volume.Name, node, d.nodeName)
 	}
 	return ""
-}
-
-// Undo takes back a volume that was never bound.
-func (d *Driver) Undo(ctx context.Context, volume string) error {
-	return d.node.undo(ctx, volume)
 }
 
 // Discard drops a volume, as long as its directory is empty.

@@ -121,20 +121,12 @@ func (n *node) delete(ctx context.Context, name, volume string, expect directory
 	return inPool(name, p.Delete(ctx, volume, expect))
 }
 
-func (n *node) undo(ctx context.Context, volume string) error {
-	return n.onEach(ctx, volume, (*directory.Pool).Undo)
-}
-
+// discard asks every pool, since a volume's name does not say where it is and
+// Discard does nothing where it is not. It fails when a pool can't be asked.
 func (n *node) discard(ctx context.Context, volume string) error {
-	return n.onEach(ctx, volume, (*directory.Pool).Discard)
-}
-
-// onEach calls f on every pool, since a volume's name does not say where it is
-// and f does nothing where it is not. It fails when a pool can't be asked.
-func (n *node) onEach(ctx context.Context, volume string, f func(*directory.Pool, context.Context, string) error) error {
 	var failed []error
 	for _, name := range slices.Sorted(maps.Keys(n.pools)) {
-		if err := f(n.pools[name].Pool, ctx, volume); err != nil {
+		if err := n.pools[name].Discard(ctx, volume); err != nil {
 			failed = append(failed, inPool(name, err))
 		}
 	}
