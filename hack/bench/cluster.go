@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/berth-storage/berth/test/controlplane"
@@ -122,12 +124,17 @@ func (c *cluster) addNode(ctx context.Context) error {
 		Name:   nodeName,
 		Labels: map[string]string{corev1.LabelHostname: nodeName, corev1.LabelOSStable: "linux"},
 	}}
-	node, err := c.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
+	if _, err := c.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	// A patch, since kube-controller-manager writes to new Nodes as well.
+	ready, err := json.Marshal(map[string]any{"status": corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+		{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "Bench"},
+	}}})
 	if err != nil {
 		return err
 	}
-	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "Bench"}}
-	_, err = c.client.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{})
+	_, err = c.client.CoreV1().Nodes().Patch(ctx, nodeName, types.StrategicMergePatchType, ready, metav1.PatchOptions{}, "status")
 	return err
 }
 
@@ -186,8 +193,14 @@ func (c *cluster) activity(ctx context.Context) (float64, error) {
 }
 
 func (c *cluster) describe(cfg config) environmentReport {
-	e := environmentReport{Kubernetes: c.version, Go: runtime.Version(), CPUs: runtime.NumCPU(), Rate: cfg.rate, Deletions: cfg.deletions, KCMQPS: cfg.kcmQPS}
-	return e
+	return environmentReport{
+		Kubernetes: c.version,
+		Go:         runtime.Version(),
+		CPUs:       runtime.NumCPU(),
+		KCMQPS:     cfg.kcmQPS,
+		Rate:       cfg.rate,
+		Deletions:  cfg.deletions,
+	}
 }
 
 func (c *cluster) stop() error {
