@@ -136,7 +136,7 @@ func (r *VolumeReconciler) decide(ctx context.Context, reader client.Reader, vol
 // deleted stays visible and can still be retained, then the object.
 func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.PersistentVolume) error {
 	start := r.Clock.Now()
-	driver, _ := r.driverOf(volume)
+	driver := r.driverOf(volume)
 	if guard, ok := provisioner.As[libcontroller.DeletionGuard](driver); ok && !guard.ShouldDelete(ctx, volume) {
 		return nil
 	}
@@ -163,7 +163,7 @@ func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.Persisten
 // when the driver can't tell.
 func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVolume) error {
 	start := r.Clock.Now()
-	driver, _ := r.driverOf(volume)
+	driver := r.driverOf(volume)
 	if guard, ok := provisioner.As[libcontroller.DeletionGuard](driver); ok && !guard.ShouldDelete(ctx, volume) {
 		return nil
 	}
@@ -225,10 +225,9 @@ func (r *VolumeReconciler) setFinalizer(ctx context.Context, volume *corev1.Pers
 	return nil
 }
 
-func (r *VolumeReconciler) driverOf(volume *corev1.PersistentVolume) (provisioner.Driver, string) {
-	name := volume.Annotations[volumehelpers.AnnDynamicallyProvisioned]
-	driver, _ := r.Drivers.Get(name)
-	return driver, name
+func (r *VolumeReconciler) driverOf(volume *corev1.PersistentVolume) provisioner.Driver {
+	driver, _ := r.Drivers.Get(volume.Annotations[volumehelpers.AnnDynamicallyProvisioned])
+	return driver
 }
 
 func (r *VolumeReconciler) logEnd(ctx context.Context, message string, volume *corev1.PersistentVolume, start time.Time) {
