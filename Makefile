@@ -32,7 +32,8 @@ build: ## Build bin/berth.
 
 .PHONY: test
 test: build cluster-assets ## Run every test, against a real API server and kube-controller-manager.
-	go test -race -timeout 30m $(TESTFLAGS) ./...
+	go build -race ./...
+	go test -race -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Run go vet and golangci-lint.

@@ -100,6 +100,8 @@ func (r *BindReconciler) watchClaims() handler.EventHandler {
 				r.pacer.Left(after.UID)
 			case isTriggered(after):
 				r.pacer.Triggered(after.UID)
+			case selectedNode(before) == "" && selectedNode(after) != "":
+				r.pacer.Rejoined(after.UID)
 			}
 			if bindMoved(before, after) {
 				r.queueVolumes(ctx, after, q)

@@ -92,6 +92,15 @@ func (p *bindPacer) arrived(claim types.UID) {
 	p.next++
 }
 
+// Rejoined puts a claim at the end of the line: it has got its node, and only
+// now does kube-controller-manager look at it.
+func (p *bindPacer) Rejoined(claim types.UID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leaveLine(claim)
+	p.arrived(claim)
+}
+
 // Triggered notes that the claim got the annotation.
 func (p *bindPacer) Triggered(claim types.UID) {
 	p.mu.Lock()

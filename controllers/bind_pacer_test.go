@@ -123,6 +123,15 @@ func TestOvertakenClaimWaitsTheGraceOnly(t *testing.T) {
 	p.wants(1, false, 0)
 }
 
+func TestClaimThatGetsItsNodeGoesToTheEndOfTheLine(t *testing.T) {
+	p := newPacerTest(t)
+	p.visible(2)
+	p.pass(testPace.Grace)
+	p.Triggered(pacedClaim(2))
+	p.Rejoined(pacedClaim(1)) // younger ones overtook it while it waited for a pod
+	p.wants(1, false, testPace.Quiet)
+}
+
 func TestNobodyWaitsLongerThanGiveUp(t *testing.T) {
 	p := newPacerTest(t)
 	p.visible(2)

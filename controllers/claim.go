@@ -67,7 +67,6 @@ type ClaimReconciler struct {
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;create
 // +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=get;list;watch
-// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 // SetupWithManager registers the reconciler, with at most workers claims in
 // work at a time.
@@ -159,7 +158,8 @@ var volumeBecameUnavailable = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		before, ok := e.ObjectOld.(*corev1.PersistentVolume)
 		after, ok2 := e.ObjectNew.(*corev1.PersistentVolume)
-		return ok && ok2 && before.Status.Phase == corev1.VolumeAvailable && after.Status.Phase != corev1.VolumeAvailable
+		return ok && ok2 && before.Status.Phase == corev1.VolumeAvailable &&
+			(after.Status.Phase != corev1.VolumeAvailable || before.Spec.ClaimRef == nil && after.Spec.ClaimRef != nil)
 	},
 	DeleteFunc:  func(event.DeleteEvent) bool { return true },
 	GenericFunc: func(event.GenericEvent) bool { return false },
@@ -359,6 +359,9 @@ func (r *ClaimReconciler) createVolume(ctx context.Context, volume *corev1.Persi
 	existing := &corev1.PersistentVolume{}
 	if err := r.APIReader.Get(ctx, client.ObjectKeyFromObject(volume), existing); err != nil {
 		return err
+	}
+	if existing.DeletionTimestamp != nil {
+		return fmt.Errorf("the PersistentVolume %q that was made before is being deleted", volume.Name)
 	}
 	if existing.Spec.ClaimRef == nil || existing.Spec.ClaimRef.UID != claim.UID {
 		return fmt.Errorf("a PersistentVolume %q exists and belongs to another claim; delete or rename it", volume.Name)

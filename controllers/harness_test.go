@@ -139,7 +139,10 @@ func onceOnly(f func()) func() {
 
 func setup(ctx context.Context, mgr manager.Manager, drivers *provisioner.Registry, series *controllers.Metrics, o berthOptions) error {
 	const workers = 8
-	recorder := mgr.GetEventRecorder("berth")
+	recorder, err := controllers.NewEventRecorder(mgr)
+	if err != nil {
+		return err
+	}
 	claims := &controllers.ClaimReconciler{Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Clock: o.clock}
 	volumes := &controllers.VolumeReconciler{Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Clock: o.clock}
 	errs := []error{
@@ -357,7 +360,7 @@ func (s *scope) events(o client.Object) map[string][]string {
 		if e.ReportingController != "berth" || e.Regarding.UID != o.GetUID() {
 			continue
 		}
-		times := 1
+		times := max(1, int(e.DeprecatedCount)) // the count of a core event
 		if e.Series != nil {
 			times = int(e.Series.Count)
 		}

@@ -11,6 +11,7 @@ type Metrics struct {
 	lostRepaired   prometheus.Counter
 	orphans        *prometheus.GaugeVec
 	orphansRemoved *prometheus.CounterVec
+	missing        *prometheus.GaugeVec
 }
 
 // The values of the label binder: who finished a bind.
@@ -40,7 +41,11 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 			Name: "berth_orphaned_volumes_removed_total",
 			Help: "Orphaned volumes that held no data and were removed. Broken down by driver.",
 		}, []string{"driver"}),
+		missing: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "berth_volumes_without_storage",
+			Help: "PersistentVolumes whose driver has no record of any storage, at the last sweep. Broken down by driver.",
+		}, []string{"driver"}),
 	}
-	registerer.MustRegister(m.bindSeconds, m.lostRepaired, m.orphans, m.orphansRemoved)
+	registerer.MustRegister(m.bindSeconds, m.lostRepaired, m.orphans, m.orphansRemoved, m.missing)
 	return m
 }

@@ -9,9 +9,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner"
 )
@@ -19,7 +21,8 @@ import (
 // OrphanSweeper looks, time and again, for storage that no PersistentVolume and
 // no pending claim knows: what a crash between making the storage and writing
 // the volume leaves when the claim is deleted meanwhile, and volumes whose
-// PersistentVolume an administrator deleted. It removes only what can't hold
+// PersistentVolume an administrator deleted. It also looks for volumes whose
+// storage nobody has a record of. It removes only what can't hold
 // data (provisioner.Inventory, Discard); the rest is counted and named in the
 // log.
 type OrphanSweeper struct {
@@ -70,25 +73,56 @@ func (s *OrphanSweeper) sweep(ctx context.Context, name string) error {
 		return nil
 	}
 	left := 0
+	recorded := map[string]bool{}
+	var failed []error
 	for record, err := range inventory.Volumes(ctx) {
 		if err != nil {
-			return fmt.Errorf("list volumes: %w", err)
+			failed = append(failed, fmt.Errorf("list volumes: %w", err))
+			break
 		}
+		recorded[record.Volume] = true
 		orphaned, err := s.isOrphan(ctx, record)
 		if err != nil {
-			return err
+			failed = append(failed, err)
 		}
 		if orphaned && !s.discard(ctx, name, inventory, record) {
 			left++
 		}
 	}
 	s.Metrics.orphans.WithLabelValues(name).Set(float64(left))
+	if len(failed) == 0 {
+		failed = append(failed, s.countMissing(ctx, name, driver, recorded))
+	}
+	return errors.Join(failed...)
+}
+
+// countMissing counts the volumes that driver should have storage for and has no
+// record of.
+func (s *OrphanSweeper) countMissing(ctx context.Context, name string, driver provisioner.Driver, recorded map[string]bool) error {
+	var volumes corev1.PersistentVolumeList
+	if err := s.Client.List(ctx, &volumes, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list volumes: %w", err)
+	}
+	guard, guarded := provisioner.As[libcontroller.DeletionGuard](driver)
+	missing := 0
+	for i := range volumes.Items {
+		volume := &volumes.Items[i]
+		switch {
+		case volume.Annotations[volumehelpers.AnnDynamicallyProvisioned] != name || recorded[volume.Name]:
+		case volume.DeletionTimestamp != nil || s.Clock.Since(volume.CreationTimestamp.Time) < s.Grace:
+		case guarded && !guard.ShouldDelete(ctx, volume):
+		default:
+			missing++
+			log.FromContext(ctx).Info("A volume has no storage that the driver knows of; see docs/operations.md", "driver", name, "volume", volume.Name)
+		}
+	}
+	s.Metrics.missing.WithLabelValues(name).Set(float64(missing))
 	return nil
 }
 
 // discard reports whether the orphan is gone.
 func (s *OrphanSweeper) discard(ctx context.Context, driver string, inventory provisioner.Inventory, record provisioner.Record) bool {
-	logger := log.FromContext(ctx).WithValues("driver", driver, "volume", record.Volume, "claim", record.Claim, "created", record.Created)
+	logger := log.FromContext(ctx).WithValues("driver", driver, "volume", record.Volume, "claim", record.Claim.String(), "created", record.Created)
 	err := inventory.Discard(ctx, record.Volume)
 	switch {
 	case errors.Is(err, provisioner.ErrNotEmpty):

@@ -12,7 +12,8 @@ import (
 	"github.com/berth-storage/berth/provisioner"
 )
 
-func sweep(every, grace time.Duration) func(*berthOptions) {
+func sweep(grace time.Duration) func(*berthOptions) {
+	const every = 100 * time.Millisecond
 	return func(o *berthOptions) { o.sweepEvery, o.sweepGrace = every, grace }
 }
 
@@ -33,7 +34,7 @@ func TestEmptyOrphanIsDiscardedAfterTheGrace(t *testing.T) {
 	young := s.orphan("young", 0)
 	driver.Store(young, false)
 	driver.Store(s.orphan("old", time.Hour), false)
-	b := s.run(driver, sweep(100*time.Millisecond, grace))
+	b := s.run(driver, sweep(grace))
 	s.Eventually(driver.Stored).Should(gomega.Equal([]string{"young"}))
 	s.Eventually(driver.Stored).Should(gomega.BeEmpty())
 	if age := time.Since(young.Created); age < grace {
@@ -48,17 +49,29 @@ func TestOrphanThatHoldsDataIsLeftAndCounted(t *testing.T) {
 	t.Parallel()
 	s, driver := newScope(t), newMemoryDriver()
 	driver.Store(s.orphan("precious", time.Hour), true)
-	b := s.run(driver, sweep(100*time.Millisecond, time.Second))
+	b := s.run(driver, sweep(time.Second))
 	s.Eventually(func() float64 { return b.metric("berth_orphaned_volumes") }).Should(gomega.Equal(1.0))
 	s.Consistently(driver.Stored, quiet).Should(gomega.Equal([]string{"precious"}))
 	s.Expect(b.metric("berth_orphaned_volumes_removed_total")).To(gomega.BeZero())
+}
+
+func TestVolumeWithoutStorageIsCounted(t *testing.T) {
+	t.Parallel()
+	s, driver := newScope(t), newMemoryDriver()
+	s.class()
+	b := s.run(driver, sweep(time.Second))
+	volume := s.expectBound(s.claim("data"))
+	s.Consistently(func() float64 { return b.metric("berth_volumes_without_storage") }, quiet).Should(gomega.BeZero())
+	s.ok(driver.Discard(s.t.Context(), volume.Name))
+	s.Eventually(func() float64 { return b.metric("berth_volumes_without_storage") }).Should(gomega.Equal(1.0))
+	s.Expect(s.volumes()).To(gomega.HaveLen(1))
 }
 
 func TestStorageOfPendingClaimsAndVolumesIsNotSwept(t *testing.T) {
 	t.Parallel()
 	s, driver := newScope(t), newMemoryDriver()
 	s.class()
-	s.run(driver, sweep(100*time.Millisecond, 0))
+	s.run(driver, sweep(0))
 	bound := s.expectBound(s.claim("bound"))
 
 	// A claim that waits for its class, with the storage of an attempt that failed.

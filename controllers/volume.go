@@ -46,7 +46,6 @@ type VolumeReconciler struct {
 
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;patch;delete
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch
-// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 // SetupWithManager registers the reconciler, with at most workers volumes in
 // work at a time.
@@ -150,7 +149,7 @@ func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.Persisten
 		return fmt.Errorf("delete the storage: %w", err)
 	}
 	crashpoint.Reach(crashpoint.StorageDeleted)
-	if err := r.deleteObject(ctx, volume, client.Preconditions{UID: &volume.UID}); err != nil {
+	if err := r.deleteObject(ctx, volume); err != nil {
 		return err
 	}
 	r.logEnd(ctx, "Deleted volume", volume, start)
@@ -182,19 +181,17 @@ func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVo
 		return fmt.Errorf("take back the storage: %w", err)
 	}
 	crashpoint.Reach(crashpoint.StorageDeleted)
-	// The resource version makes sure that the volume is still as it was decided
-	// about.
-	if err := r.deleteObject(ctx, volume, client.Preconditions{UID: &volume.UID, ResourceVersion: &volume.ResourceVersion}); err != nil {
+	if err := r.deleteObject(ctx, volume); err != nil {
 		return err
 	}
 	r.logEnd(ctx, "Took back volume that was never bound", volume, start)
 	return nil
 }
 
-// deleteObject deletes volume, then lets it go.
-func (r *VolumeReconciler) deleteObject(ctx context.Context, volume *corev1.PersistentVolume, preconditions client.Preconditions) error {
+// deleteObject deletes volume, whose storage is gone, then lets it go.
+func (r *VolumeReconciler) deleteObject(ctx context.Context, volume *corev1.PersistentVolume) error {
 	if volume.DeletionTimestamp == nil {
-		if err := r.Client.Delete(ctx, volume.DeepCopy(), preconditions); client.IgnoreNotFound(err) != nil {
+		if err := r.Client.Delete(ctx, volume.DeepCopy(), client.Preconditions{UID: &volume.UID}); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("delete volume: %w", err)
 		}
 		crashpoint.Reach(crashpoint.VolumeDeleted)

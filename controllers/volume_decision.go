@@ -42,6 +42,9 @@ func decideVolume(volume *corev1.PersistentVolume, claim *corev1.PersistentVolum
 	}
 	neverBound := volume.Status.Phase == corev1.VolumePending
 	if claim != nil && claim.UID == ref.UID && !losesClaim(volume, claim) {
+		if neverBound && volume.DeletionTimestamp != nil && claim.Spec.VolumeName == "" {
+			return volumeUndo // nobody binds a volume that is being deleted; the claim gets another
+		}
 		return decideProtection(volume)
 	}
 	if neverBound {

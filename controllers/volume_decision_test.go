@@ -68,6 +68,7 @@ func TestDecideVolume(t *testing.T) {
 		"never bound is undone when the claim is another's":        {newOurVolume(pending, retain), another, volumeUndo},
 		"never bound is undone when the claim is bound elsewhere":  {newOurVolume(pending, retain), newClaim(boundTo("static")), volumeUndo},
 		"an undo that was begun goes on":                           {newOurVolume(pending, del, deleting), nil, volumeUndo},
+		"one that is being deleted before its bind is undone":      {newOurVolume(pending, del, deleting), newClaim(), volumeUndo},
 		"a claim that names the volume keeps it, whatever phase":   {newOurVolume(pending, del), ours, volumeLeave},
 		"bound once is not never bound, though the claim moved on": {newOurVolume(released, retain), newClaim(boundTo("static")), volumeLeave},
 		"released since the claim is bound elsewhere is reclaimed": {newOurVolume(released, del), newClaim(boundTo("static")), volumeReclaim},

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 )
 
 func TestColourIsForTerminalsAndNoColorSwitchesItOff(t *testing.T) {
@@ -69,32 +67,6 @@ func TestFromLine(t *testing.T) {
 	for text, want := range tests {
 		if got := fromLine(text, "Events:"); got != want {
 			t.Errorf("fromLine(%q) = %q, want %q", text, got, want)
-		}
-	}
-}
-
-func TestOwnerIsAddedToEveryClass(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("..", "..", "config", "samples", "classes.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	owned, err := withOwner(text, 1000, 100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var list storagev1.StorageClassList
-	if err := json.Unmarshal(owned, &list); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := len(list.Items), strings.Count(string(text), "kind: StorageClass"); got != want {
-		t.Errorf("%d classes, want %d", got, want)
-	}
-	for _, class := range list.Items {
-		if class.Parameters["uid"] != "1000" || class.Parameters["gid"] != "100" {
-			t.Errorf("class %s has parameters %v", class.Name, class.Parameters)
-		}
-		if class.Name == "berth-hostpath-archive" && class.Parameters["onDelete"] != "archive" {
-			t.Errorf("class %s lost its own parameters: %v", class.Name, class.Parameters)
 		}
 	}
 }

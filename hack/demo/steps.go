@@ -56,7 +56,7 @@ func (d *demo) showBerth(ctx context.Context) error {
 }
 
 func (d *demo) showClasses(ctx context.Context) error {
-	if err := d.applyClasses(ctx, "config/samples/classes.yaml"); err != nil {
+	if err := d.show(ctx, "kubectl apply -f config/samples/classes.yaml"); err != nil {
 		return err
 	}
 	return d.show(ctx, "kubectl get storageclasses")

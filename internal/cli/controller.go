@@ -39,6 +39,7 @@ const (
 type controllerOptions struct {
 	nodeName     string
 	pools        []string
+	poolPaths    map[string]string
 	requireMount bool
 
 	binding   string
@@ -144,10 +145,27 @@ func (o *controllerOptions) validate() error {
 		return errors.New("--pool needs --node-name: the name of the Node the directories are on")
 	case o.workers < 1:
 		return fmt.Errorf("--workers=%d: want at least 1", o.workers)
+	case o.orphanInterval <= 0:
+		return fmt.Errorf("--orphan-interval=%s: want more than 0", o.orphanInterval)
 	case o.leaderElect && o.leaderElectNamespace == "" && !inCluster():
 		return errors.New("--leader-elect outside a pod needs --leader-elect-namespace: the namespace of the Lease; or give --leader-elect=false when this is the only replica")
 	case o.bindGrace <= 0:
 		return fmt.Errorf("--bind-grace=%s: want more than 0; to leave binding to the cluster use --binding=%s", o.bindGrace, bindingCluster)
+	}
+	return o.parsePools()
+}
+
+func (o *controllerOptions) parsePools() error {
+	o.poolPaths = map[string]string{}
+	for _, value := range o.pools {
+		name, path, err := hostpath.ParsePool(value)
+		if err != nil {
+			return fmt.Errorf("--pool=%s: %w", value, err)
+		}
+		if _, twice := o.poolPaths[name]; twice {
+			return fmt.Errorf("--pool=%s: pool %q is given twice", value, name)
+		}
+		o.poolPaths[name] = path
 	}
 	return nil
 }
@@ -189,23 +207,11 @@ func (o *controllerOptions) managerOptions(drivers *provisioner.Registry) manage
 
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=berth-system,resources=leases,verbs=get;create;update
-// +kubebuilder:rbac:groups="",namespace=berth-system,resources=events,verbs=create;patch
 
 func (o *controllerOptions) setupDrivers(mgr manager.Manager, drivers *provisioner.Registry) error {
-	pools := map[string]string{}
-	for _, flagValue := range o.pools {
-		name, path, err := hostpath.ParsePool(flagValue)
-		if err != nil {
-			return fmt.Errorf("--pool=%s: %w", flagValue, err)
-		}
-		if _, twice := pools[name]; twice {
-			return fmt.Errorf("--pool=%s: pool %q is given twice", flagValue, name)
-		}
-		pools[name] = path
-	}
 	driver, err := hostpath.New(hostpath.Options{
 		NodeName: o.nodeName,
-		Pools:    pools,
+		Pools:    o.poolPaths,
 		NodeLabels: func(ctx context.Context) (map[string]string, error) {
 			node := &corev1.Node{}
 			if err := mgr.GetClient().Get(ctx, client.ObjectKey{Name: o.nodeName}, node); err != nil {
@@ -259,7 +265,7 @@ func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Ma
 	if err := controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
-	recorder, err := newEventRecorder(mgr)
+	recorder, err := controllers.NewEventRecorder(mgr)
 	if err != nil {
 		return err
 	}

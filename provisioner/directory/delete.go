@@ -86,6 +86,17 @@ func (p *Pool) Discard(ctx context.Context, volume string) error {
 	})
 }
 
+// Has reports whether the pool has a marker of volume. An error means that the
+// pool can't say.
+func (p *Pool) Has(ctx context.Context, volume string) (bool, error) {
+	found := false
+	err := p.withMarker(ctx, volume, func(*session, Marker) error {
+		found = true
+		return nil
+	})
+	return found, err
+}
+
 // Lookup returns the marker of volume, or an error that wraps fs.ErrNotExist or
 // ErrNotInitialised when there is none.
 func (p *Pool) Lookup(ctx context.Context, volume string) (Marker, error) {

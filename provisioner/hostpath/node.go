@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,6 +25,30 @@ type node struct {
 type pool struct {
 	*directory.Pool
 	base string
+	// places bounds how many creates and deletes are under way.
+	places chan struct{}
+}
+
+const (
+	// poolPlaces is how many callers a pool may hold, should its disk hang: a
+	// system call on a dead disk can't be called off.
+	poolPlaces = 16
+	// patience is how long to wait for a place.
+	patience = 5 * time.Second
+)
+
+// enter waits for a place in the pool.
+func (p pool) enter(ctx context.Context) (leave func(), err error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case p.places <- struct{}{}:
+		return func() { <-p.places }, nil
+	case <-timer.C:
+		return nil, fmt.Errorf("%d operations have been under way for %s: does the disk of %s answer?", poolPlaces, patience, p.base)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func newNode(o Options) (*node, error) {
@@ -45,7 +70,7 @@ func newNode(o Options) (*node, error) {
 		if err != nil {
 			return nil, err
 		}
-		n.pools[name] = pool{base: base, Pool: directory.NewPool(local, directory.Options{
+		n.pools[name] = pool{base: base, places: make(chan struct{}, poolPlaces), Pool: directory.NewPool(local, directory.Options{
 			Name:             name,
 			Driver:           Name,
 			RefuseInitialise: refuseInitialise(o, name),
@@ -106,6 +131,11 @@ func (n *node) create(ctx context.Context, name string, spec directory.Spec) (di
 	if err != nil {
 		return directory.Marker{}, err
 	}
+	leave, err := p.enter(ctx)
+	if err != nil {
+		return directory.Marker{}, inPool(name, err)
+	}
+	defer leave()
 	marker, err := p.Create(ctx, spec)
 	if err != nil {
 		return directory.Marker{}, inPool(name, err)
@@ -118,15 +148,25 @@ func (n *node) delete(ctx context.Context, name, volume string, expect directory
 	if err != nil {
 		return err
 	}
+	leave, err := p.enter(ctx)
+	if err != nil {
+		return inPool(name, err)
+	}
+	defer leave()
 	return inPool(name, p.Delete(ctx, volume, expect))
 }
 
-// discard asks every pool, since a volume's name does not say where it is and
-// Discard does nothing where it is not. It fails when a pool can't be asked.
+// discard looks for the volume in every pool, since its name does not say where
+// it is. It fails when it is nowhere and a pool can't be asked.
 func (n *node) discard(ctx context.Context, volume string) error {
 	var failed []error
 	for _, name := range slices.Sorted(maps.Keys(n.pools)) {
-		if err := n.pools[name].Discard(ctx, volume); err != nil {
+		p := n.pools[name]
+		found, err := p.Has(ctx, volume)
+		if found {
+			return inPool(name, p.Discard(ctx, volume))
+		}
+		if err != nil {
 			failed = append(failed, inPool(name, err))
 		}
 	}

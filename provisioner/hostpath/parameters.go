@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,15 +33,15 @@ const (
 )
 
 // defaults are what a class that says nothing gets, and name the parameters
-// there are.
+// there are. Directories belong to whom Berth runs as: root, as a rule.
 var defaults = map[string]string{
 	"pool":        "default",
 	"volumeType":  typeLocal,
 	"pathPattern": directory.DefaultPattern,
 	"onDelete":    string(directory.OnDeleteDelete),
 	"mode":        "0770",
-	"uid":         "0",
-	"gid":         "0",
+	"uid":         strconv.Itoa(os.Geteuid()),
+	"gid":         strconv.Itoa(os.Getegid()),
 	"existing":    "refuse",
 }
 

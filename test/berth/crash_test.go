@@ -151,6 +151,7 @@ func TestKilledWhileEndingAVolume(t *testing.T) {
 					s.delete(claim)
 					s.Eventually(func() bool { return s.get(claim) }).Should(gomega.BeFalse())
 				}
+				s.Eventually(s.volumePhases).Should(gomega.HaveEach(corev1.VolumeReleased), "kube-controller-manager saw it first")
 				s.start(point).expectCrash()
 				s.start("", swept...)
 				s.expectNothingLeft()

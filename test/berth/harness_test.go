@@ -228,6 +228,19 @@ func (s *site) volumes() []string {
 	return names
 }
 
+// volumePhases returns the phases of those volumes.
+func (s *site) volumePhases() []corev1.PersistentVolumePhase {
+	s.t.Helper()
+	var phases []corev1.PersistentVolumePhase
+	for _, name := range s.volumes() {
+		volume := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		if s.get(volume) {
+			phases = append(phases, volume.Status.Phase)
+		}
+	}
+	return phases
+}
+
 // entries returns the names in a directory below the pool; none when it is not
 // there.
 func (s *site) entries(path ...string) []string {

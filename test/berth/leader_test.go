@@ -19,7 +19,7 @@ func TestKilledLeaderIsReplaced(t *testing.T) {
 	s.class(s.name)
 	elected := []string{
 		"--leader-elect=true", "--leader-elect-namespace=" + s.name,
-		"--leader-elect-lease-duration=3s", "--leader-elect-renew-deadline=2s", "--leader-elect-retry-period=500ms",
+		"--leader-elect-lease-duration=10s", "--leader-elect-renew-deadline=8s", "--leader-elect-retry-period=500ms",
 	}
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: s.name, Name: "berth.storage"}}
 	holder := func() string {
