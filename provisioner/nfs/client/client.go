@@ -15,8 +15,8 @@ import (
 // Version is a version of the protocol.
 type Version string
 
-// The versions. VersionAuto takes the first that the server speaks, of 4.1, 4.0
-// and 3.
+// The versions. VersionAuto takes the first, of 4.1, 4.0 and 3, in which the
+// server knows the share: it may name it differently in version 3.
 const (
 	VersionAuto Version = ""
 	Version41   Version = "4.1"
@@ -121,17 +121,21 @@ func (c *Client) connect(ctx context.Context) error {
 	if c.options.Version == VersionAuto {
 		candidates = []Version{Version41, Version40, Version3}
 	}
-	for i, version := range candidates {
+	var refusal error
+	for _, version := range candidates {
 		err := c.speak(ctx, version)
-		if err == nil {
+		switch {
+		case err == nil:
 			c.version = version
 			return nil
-		}
-		if i == len(candidates)-1 || !errors.Is(err, syscall.EPROTONOSUPPORT) {
+		case errors.Is(refusal, fs.ErrNotExist): // says more than what follows
+		case errors.Is(err, syscall.EPROTONOSUPPORT), errors.Is(err, fs.ErrNotExist):
+			refusal = err
+		default:
 			return err
 		}
 	}
-	return nil
+	return refusal
 }
 
 func (c *Client) speak(ctx context.Context, version Version) error {

@@ -36,6 +36,7 @@ func eachVersion(t *testing.T, test func(t *testing.T, s *server, version client
 }
 
 func TestConforms(t *testing.T) {
+	t.Parallel()
 	for _, version := range versions {
 		t.Run(string(version), func(t *testing.T) {
 			t.Parallel()
@@ -48,6 +49,7 @@ func TestConforms(t *testing.T) {
 }
 
 func TestRemoveAllNeverLeavesTheTree(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		must(t, os.MkdirAll(filepath.Join(s.base, "precious/data"), 0o755))
 		must(t, os.MkdirAll(filepath.Join(s.base, "tree/a/b/c"), 0o755))
@@ -67,6 +69,7 @@ func TestRemoveAllNeverLeavesTheTree(t *testing.T) {
 
 // A tenant names files as it likes, and its volume must go all the same.
 func TestNamesMayHoldAnyBytes(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		names := []string{"caf\u00e9", "\xff\xfe", "new\nline", strings.Repeat("x", 255), strings.Repeat("\u20ac", 85)}
 		for _, name := range names {
@@ -96,6 +99,7 @@ func TestNamesMayHoldAnyBytes(t *testing.T) {
 }
 
 func TestNamesThatAServerMakesUpAreRefused(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		s.lie = "../" + filepath.Base(s.base)
 		root := rootOf(t, s.dial(version))
@@ -111,6 +115,7 @@ func TestNamesThatAServerMakesUpAreRefused(t *testing.T) {
 }
 
 func TestMkdirDropsSetgidAndSetAttrSetsIt(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dial(version))
 		must(t, root.Mkdir(t.Context(), "d", 0o2770))
@@ -126,6 +131,7 @@ func TestMkdirDropsSetgidAndSetAttrSetsIt(t *testing.T) {
 }
 
 func TestHandlesGoStaleAndTheRootRecovers(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		c := s.dial(version)
 		root := rootOf(t, c)
@@ -137,7 +143,28 @@ func TestHandlesGoStaleAndTheRootRecovers(t *testing.T) {
 	})
 }
 
+// A local filesystem says so of a directory that was removed. A name in it is
+// not missing, though: it is unknown.
+func TestOnlyMkdirTakesAStaleHandleForAMissingDirectory(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
+		root, err := nfsfs.New(s.dial(version)).Root(t.Context())
+		must(t, err)
+		s.forgetHandles()
+		if err := root.Mkdir(t.Context(), "d", 0o755); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Mkdir = %v", err)
+		}
+		if _, err := root.Lstat(t.Context(), "d"); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Lstat = %v", err)
+		}
+		if _, err := root.ReadFile(t.Context(), "d", 1); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("ReadFile = %v", err)
+		}
+	})
+}
+
 func TestStatusesAreErrnos(t *testing.T) {
+	t.Parallel()
 	for status, want := range map[uint32]error{
 		1: syscall.EPERM, 2: fs.ErrNotExist, 13: fs.ErrPermission, 17: fs.ErrExist, 20: syscall.ENOTDIR, 28: syscall.ENOSPC, 30: syscall.EROFS,
 		63: syscall.ENAMETOOLONG, 66: syscall.ENOTEMPTY, 69: syscall.EDQUOT, 70: syscall.ESTALE, 10001: syscall.ESTALE, 10004: syscall.EOPNOTSUPP,
@@ -153,6 +180,7 @@ func TestStatusesAreErrnos(t *testing.T) {
 }
 
 func TestRefusalsSayWhatToDo(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	s.secure = true
 	_, err := client.Dial(t.Context(), s.options(client.Version3))
@@ -175,6 +203,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 }
 
 func TestAutoTakesTheBestVersion(t *testing.T) {
+	t.Parallel()
 	for minor, want := range map[int]client.Version{1: client.Version41, 0: client.Version40, -1: client.Version3} {
 		s := newServer(t)
 		s.minor = minor
@@ -184,7 +213,23 @@ func TestAutoTakesTheBestVersion(t *testing.T) {
 	}
 }
 
+// A server may name an export differently in version 3.
+func TestAutoLooksForTheShareInVersion3(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.answerFirst("lookup", 2, 2)
+	if got := s.dial(client.VersionAuto).Version(); got != client.Version3 {
+		t.Errorf("version %s", got)
+	}
+	options := s.options(client.VersionAuto)
+	options.Share = "/missing"
+	if _, err := client.Dial(t.Context(), options); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "insecure") {
+		t.Errorf("Dial = %v", err)
+	}
+}
+
 func TestOptionsAreChecked(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*client.Options){
 		"no server":        func(o *client.Options) { o.Server = "" },
 		"relative share":   func(o *client.Options) { o.Share = "export" },
@@ -202,6 +247,7 @@ func TestOptionsAreChecked(t *testing.T) {
 }
 
 func TestNobodyListening(t *testing.T) {
+	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	port := listener.Addr().(*net.TCPAddr).Port
@@ -216,6 +262,7 @@ func TestNobodyListening(t *testing.T) {
 }
 
 func TestCallsShareConnections(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dial(version))
 		var group sync.WaitGroup
@@ -237,6 +284,7 @@ func TestCallsShareConnections(t *testing.T) {
 }
 
 func TestLargeFile(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dial(version))
 		content := []byte(strings.Repeat("0123456789", 20_000))
@@ -276,5 +324,25 @@ func wantNames(t *testing.T, dir string, want ...string) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("%s: %s", dir, diff)
+	}
+}
+
+func TestReservedPortIsUsedIfItMayBe(t *testing.T) {
+	t.Parallel()
+	probe, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2), Port: 700})
+	if err == nil {
+		err = probe.Close()
+	}
+	allowed := !errors.Is(err, syscall.EACCES)
+	for _, unprivileged := range []bool{false, true} {
+		s := newServer(t)
+		options := s.options(client.Version41)
+		options.UnprivilegedPort = unprivileged
+		rootOf(t, s.dialWith(options, client.PoolOptions{}))
+		for _, port := range s.sourcePorts {
+			if reserved := port < 1024; reserved != (allowed && !unprivileged) {
+				t.Errorf("source port %d, unprivileged %t, allowed %t", port, unprivileged, allowed)
+			}
+		}
 	}
 }

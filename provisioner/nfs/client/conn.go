@@ -25,8 +25,10 @@ type conn struct {
 	mu       sync.Mutex
 	waiting  map[uint32]chan []byte
 	received uint64
-	lost     error
-	idling   *time.Timer
+	// unanswered is when the first call was made since anything was received.
+	unanswered time.Time
+	lost       error
+	idling     *time.Timer
 }
 
 // newConn begins to read. A connection without calls for idle is closed, one
@@ -60,6 +62,7 @@ func (c *conn) deliver(xid uint32, record []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.received++
+	c.unanswered = time.Time{}
 	if reply, ok := c.waiting[xid]; ok {
 		reply <- record
 		c.forget(xid)
@@ -76,10 +79,9 @@ func (c *conn) forget(xid uint32) {
 
 func (c *conn) closeIdle() {
 	c.mu.Lock()
-	busy := len(c.waiting) > 0
-	c.mu.Unlock()
-	if !busy {
-		c.close(errors.New("idle"))
+	defer c.mu.Unlock()
+	if len(c.waiting) == 0 {
+		c.end(errors.New("idle"))
 	}
 }
 
@@ -87,6 +89,11 @@ func (c *conn) closeIdle() {
 func (c *conn) close(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.end(cause)
+}
+
+// end is close with mu held.
+func (c *conn) end(cause error) {
 	if c.lost != nil {
 		return
 	}
@@ -115,6 +122,9 @@ func (c *conn) expect(xid uint32) (<-chan []byte, error) {
 	c.idling.Stop()
 	reply := make(chan []byte, 1)
 	c.waiting[xid] = reply
+	if c.unanswered.IsZero() {
+		c.unanswered = time.Now()
+	}
 	return reply, nil
 }
 
@@ -188,11 +198,20 @@ func (c *conn) wait(ctx context.Context, reply <-chan []byte) ([]byte, error) {
 			before = now
 			silent.Reset(c.silence)
 		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) && c.count() == before {
-				c.close(ctx.Err())
-			}
+			c.suspect()
 			return nil, ctx.Err()
 		}
+	}
+}
+
+// suspect gives the connection up if it has said nothing for a good part of what
+// it may be silent: callers with short deadlines must not all run into the same
+// dead connection.
+func (c *conn) suspect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.unanswered.IsZero() && time.Since(c.unanswered) > c.silence/4 {
+		c.end(errors.New("no answer before a deadline"))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 var quick = client.PoolOptions{Connections: 1, SilenceTimeout: 100 * time.Millisecond}
 
 func TestReadsAreRepeatedAfterALostReply(t *testing.T) {
+	t.Parallel()
 	for _, f := range []fault{dropReply, closeConnection, truncateReply} {
 		eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 			root := rootOf(t, s.dialWith(s.options(version), quick))
@@ -29,6 +30,7 @@ func TestReadsAreRepeatedAfterALostReply(t *testing.T) {
 // Only the session of version 4.1 lets a client repeat what must not be done
 // twice.
 func TestChangesAreNotRepeatedUnlessASessionGuardsThem(t *testing.T) {
+	t.Parallel()
 	for _, f := range []fault{dropReply, closeConnection, truncateReply} {
 		eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 			root := rootOf(t, s.dialWith(s.options(version), quick))
@@ -48,6 +50,7 @@ func TestChangesAreNotRepeatedUnlessASessionGuardsThem(t *testing.T) {
 }
 
 func TestDuplicateRepliesAreIgnored(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dialWith(s.options(version), quick))
 		s.breakOnce("mkdir", 5, duplicateReply)
@@ -60,6 +63,7 @@ func TestDuplicateRepliesAreIgnored(t *testing.T) {
 }
 
 func TestGarbledRepliesAreErrors(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dialWith(s.options(version), quick))
 		for _, op := range []string{"getattr", "lookup", "mkdir", "readdir"} {
@@ -84,6 +88,7 @@ func TestGarbledRepliesAreErrors(t *testing.T) {
 }
 
 func TestServerThatAsksForTimeIsAskedAgain(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dial(version))
 		for _, op := range []string{"getattr", "mkdir", "create", "write", "readdir", "rename", "remove"} {
@@ -103,6 +108,7 @@ func TestServerThatAsksForTimeIsAskedAgain(t *testing.T) {
 }
 
 func TestContextEndsAnything(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		c := s.dialWith(s.options(version), client.PoolOptions{})
 		root := rootOf(t, c)
@@ -132,11 +138,12 @@ func TestContextEndsAnything(t *testing.T) {
 // A call that runs into its deadline on a connection that says nothing must not
 // leave the connection to the next one.
 func TestSilentConnectionIsGivenUp(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
-		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{Connections: 1}))
+		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{Connections: 1, SilenceTimeout: 200 * time.Millisecond}))
 		before := s.dials()
 		s.breakOnce("lookup", 1, dropReply)
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 80*time.Millisecond)
 		defer cancel()
 		_, err := root.Lstat(ctx, "x")
 		if !errors.Is(err, context.DeadlineExceeded) {
@@ -150,6 +157,7 @@ func TestSilentConnectionIsGivenUp(t *testing.T) {
 }
 
 func TestRestartIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dial(version))
 		must(t, root.WriteFile(t.Context(), "before", "tmp", []byte("x")))
@@ -165,6 +173,7 @@ func TestRestartIsWaitedFor(t *testing.T) {
 }
 
 func TestIdleConnectionIsClosed(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{Connections: 1, IdleTimeout: 30 * time.Millisecond}))
 		before := s.dials()
@@ -215,6 +224,7 @@ func TestUnusedStateIsGivenUp(t *testing.T) {
 }
 
 func TestForgottenStateIsMadeAnew(t *testing.T) {
+	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		if version == client.Version3 {
 			t.Skip("version 3 has no state")
@@ -251,5 +261,27 @@ func TestSessionSurvivesCallersThatGiveUp(t *testing.T) {
 		}
 		must(t, root.Mkdir(t.Context(), "d", 0o755))
 		must(t, root.Rmdir(t.Context(), "d"))
+	}
+}
+
+// A session that is lost along with the reply can't tell any more.
+func TestOutcomeIsUnknownWhenTheSessionIsLostToo(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	root := rootOf(t, s.dialWith(s.options(client.Version41), quick))
+	s.mu.Lock()
+	s.after = func(op string) fault {
+		if op != "mkdir" {
+			return none
+		}
+		s.state = newState4()
+		return closeConnection
+	}
+	s.mu.Unlock()
+	if err := root.Mkdir(t.Context(), "d", 0o755); !errors.Is(err, client.ErrOutcomeUnknown) {
+		t.Errorf("Mkdir = %v, want ErrOutcomeUnknown", err)
+	}
+	if _, err := root.Lstat(t.Context(), "d"); err != nil {
+		t.Errorf("Lstat = %v", err)
 	}
 }

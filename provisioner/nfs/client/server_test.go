@@ -43,6 +43,7 @@ type server struct {
 	listener    net.Listener
 	connections map[net.Conn]bool
 	accepted    int
+	sourcePorts []int
 	calls       map[string]int
 	handles     map[uint64]int
 	numbers     map[[2]uint64]uint64
@@ -101,6 +102,7 @@ func (s *server) accept(listener net.Listener) {
 		s.mu.Lock()
 		s.connections[connection] = true
 		s.accepted++
+		s.sourcePorts = append(s.sourcePorts, connection.RemoteAddr().(*net.TCPAddr).Port)
 		s.mu.Unlock()
 		go s.serve(connection)
 	}

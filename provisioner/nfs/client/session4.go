@@ -74,7 +74,8 @@ func (p *protocol4) current(ctx context.Context) (*state4, error) {
 		if err == nil {
 			break
 		}
-		if !hasStatus(err, uint32(nfsv4.NFS4ERR_DELAY), uint32(nfsv4.NFS4ERR_GRACE)) || !wait.sleep(ctx) {
+		later := hasStatus(err, uint32(nfsv4.NFS4ERR_DELAY), uint32(nfsv4.NFS4ERR_GRACE)) || errors.Is(err, errStateLost)
+		if !later || !wait.sleep(ctx) {
 			return nil, err
 		}
 	}
@@ -162,7 +163,6 @@ func (p *protocol4) renewOnce(ctx context.Context, s *state4) error {
 var statusesLost4 = []uint32{
 	uint32(nfsv4.NFS4ERR_EXPIRED), uint32(nfsv4.NFS4ERR_STALE_CLIENTID), uint32(nfsv4.NFS4ERR_STALE_STATEID), uint32(nfsv4.NFS4ERR_BAD_STATEID),
 	uint32(nfsv4.NFS4ERR_BAD_SEQID), uint32(nfsv4.NFS4ERR_ADMIN_REVOKED), uint32(nfsv4.NFS4ERR_BADSESSION), uint32(nfsv4.NFS4ERR_DEADSESSION),
-	uint32(nfsv4.NFS4ERR_CB_PATH_DOWN),
 }
 
 // setClientID introduces a client of version 4.0.

@@ -69,8 +69,15 @@ func (d *dir) Open(ctx context.Context, name string) (directory.Dir, error) {
 	return &dir{child}, nil
 }
 
+// Mkdir says fs.ErrNotExist when the directory itself is gone, as a local
+// filesystem does. Nothing else takes a stale handle for a missing name: the
+// server may only have been set up anew, with all markers in place.
 func (d *dir) Mkdir(ctx context.Context, name string, perm fs.FileMode) error {
-	return translate(d.dir.Mkdir(ctx, name, uint32(perm.Perm())))
+	err := d.dir.Mkdir(ctx, name, uint32(perm.Perm()))
+	if errors.Is(err, syscall.ESTALE) {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return translate(err)
 }
 
 func (d *dir) ReadDir(ctx context.Context) iter.Seq2[directory.Entry, error] {
