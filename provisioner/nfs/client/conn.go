@@ -25,7 +25,7 @@ type conn struct {
 	mu       sync.Mutex
 	waiting  map[uint32]chan []byte
 	received uint64
-	// unanswered is when the first call was made since anything was received.
+	// unanswered is when the first call was sent since anything was received.
 	unanswered time.Time
 	lost       error
 	idling     *time.Timer
@@ -35,6 +35,8 @@ type conn struct {
 // that is silent for silence although a call is outstanding counts as lost.
 func newConn(network net.Conn, idle, silence time.Duration) *conn {
 	c := &conn{network: network, idle: idle, silence: silence, writing: make(chan struct{}, 1), waiting: map[uint32]chan []byte{}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.idling = time.AfterFunc(idle, c.closeIdle)
 	go c.read()
 	return c
@@ -122,9 +124,6 @@ func (c *conn) expect(xid uint32) (<-chan []byte, error) {
 	c.idling.Stop()
 	reply := make(chan []byte, 1)
 	c.waiting[xid] = reply
-	if c.unanswered.IsZero() {
-		c.unanswered = time.Now()
-	}
 	return reply, nil
 }
 
@@ -168,6 +167,7 @@ func (c *conn) send(ctx context.Context, record []byte) (sent bool, err error) {
 		c.close(err)
 		return false, c.err()
 	}
+	c.sending()
 	if n, err := c.network.Write(record); err != nil {
 		// Half a record would spoil what follows.
 		c.close(err)
@@ -201,6 +201,14 @@ func (c *conn) wait(ctx context.Context, reply <-chan []byte) ([]byte, error) {
 			c.suspect()
 			return nil, ctx.Err()
 		}
+	}
+}
+
+func (c *conn) sending() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unanswered.IsZero() {
+		c.unanswered = time.Now()
 	}
 }
 
