@@ -52,10 +52,10 @@ func joinPort(host string, port uint16) string {
 }
 
 // portOf asks the server's rpcbind where a program listens.
-func portOf(ctx context.Context, pool *Pool, o Options, program, version uint32) (uint16, error) {
+func portOf(ctx context.Context, rpcbind *transport, program, version uint32) (uint16, error) {
 	r := request{program: programPortmap, version: versionPortmap, procedure: procedureGetport, again: true,
 		args: words{program, version, protocolTCP, 0}}
-	record, _, err := pool.transport(joinPort(o.Server, portPortmap), true).call(ctx, r)
+	record, _, err := rpcbind.call(ctx, r)
 	if err != nil {
 		return 0, fmt.Errorf("ask rpcbind: %w", err)
 	}

@@ -23,14 +23,15 @@ type protocol3 struct {
 // newProtocol3 finds the server's ports and mounts the share.
 func newProtocol3(ctx context.Context, pool *Pool, o Options, credential rpcv2.OpaqueAuth) (*protocol3, []byte, error) {
 	port, mountPort := o.Port, o.MountPort
+	rpcbind := pool.transport(joinPort(o.Server, portPortmap), true)
 	var err error
 	if mountPort == 0 {
-		if mountPort, err = portOf(ctx, pool, o, programMount, versionMount); err != nil {
+		if mountPort, err = portOf(ctx, rpcbind, programMount, versionMount); err != nil {
 			return nil, nil, err
 		}
 	}
 	if port == 0 {
-		if port, err = portOf(ctx, pool, o, programNFS, 3); err != nil {
+		if port, err = portOf(ctx, rpcbind, programNFS, 3); err != nil {
 			return nil, nil, err
 		}
 	}
