@@ -27,6 +27,7 @@ import (
 	"github.com/berth-storage/berth/controllers"
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/request"
 )
 
 // The values of --binding.
@@ -249,7 +250,7 @@ func (o *controllerOptions) poolInUse(reader client.Reader) func(context.Context
 			return false, fmt.Errorf("list volumes: %w", err)
 		}
 		return slices.ContainsFunc(volumes.Items, func(v corev1.PersistentVolume) bool {
-			return v.Annotations[hostpath.AnnDriver] == hostpath.Name &&
+			return v.Annotations[request.AnnDriver] == hostpath.Name &&
 				v.Annotations[hostpath.AnnNode] == o.nodeName && v.Annotations[hostpath.AnnPool] == pool
 		}), nil
 	}

@@ -14,12 +14,13 @@ import (
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/directory"
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/request"
 )
 
 func TestDeleteNeedsOnlyTheVolume(t *testing.T) {
 	for _, volumeType := range []string{"local", "hostPath"} {
 		b := newBench(t)
-		volume := b.provision(request("volumeType", volumeType, "pathPattern", "team/vol"))
+		volume := b.provision(askFor("volumeType", volumeType, "pathPattern", "team/vol"))
 		b.restart()
 		must(t, b.driver.Delete(b.ctx, volume))
 		must(t, b.driver.Delete(b.ctx, volume))
@@ -33,7 +34,7 @@ func TestDeleteHonoursOnDelete(t *testing.T) {
 		"retain":  "team/vol/data",
 	} {
 		b := newBench(t)
-		volume := b.provision(request("pathPattern", "team/vol", "onDelete", onDelete))
+		volume := b.provision(askFor("pathPattern", "team/vol", "onDelete", onDelete))
 		must(t, os.WriteFile(filepath.Join(b.base, "team/vol/data"), nil, 0o644))
 		must(t, b.driver.Delete(b.ctx, volume))
 		must(t, b.driver.Delete(b.ctx, volume))
@@ -46,12 +47,12 @@ func TestDeleteHonoursOnDelete(t *testing.T) {
 func TestForeignVolumesAreIgnored(t *testing.T) {
 	for name, change := range map[string]func(*corev1.PersistentVolume){
 		"another node":   func(pv *corev1.PersistentVolume) { pv.Annotations[hostpath.AnnNode] = "node-2" },
-		"another driver": func(pv *corev1.PersistentVolume) { pv.Annotations[hostpath.AnnDriver] = "nfs.berth.storage" },
+		"another driver": func(pv *corev1.PersistentVolume) { pv.Annotations[request.AnnDriver] = "nfs.berth.storage" },
 		"no annotations": func(pv *corev1.PersistentVolume) { pv.Annotations = nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			volume := b.provision(request())
+			volume := b.provision(askFor())
 			change(volume)
 			if b.driver.ShouldDelete(b.ctx, volume) {
 				t.Error("ShouldDelete = true")
@@ -69,13 +70,13 @@ func TestForeignVolumesAreIgnored(t *testing.T) {
 
 func TestForgedVolumesAreRefused(t *testing.T) {
 	for name, change := range map[string]func(b *bench, pv *corev1.PersistentVolume){
-		"path annotation upwards": func(_ *bench, pv *corev1.PersistentVolume) { pv.Annotations[hostpath.AnnPath] = "../../etc" },
-		"path annotation gone":    func(_ *bench, pv *corev1.PersistentVolume) { delete(pv.Annotations, hostpath.AnnPath) },
+		"path annotation upwards": func(_ *bench, pv *corev1.PersistentVolume) { pv.Annotations[request.AnnPath] = "../../etc" },
+		"path annotation gone":    func(_ *bench, pv *corev1.PersistentVolume) { delete(pv.Annotations, request.AnnPath) },
 		"path of another volume": func(b *bench, pv *corev1.PersistentVolume) {
-			pv.Annotations[hostpath.AnnPath] = "victim"
+			pv.Annotations[request.AnnPath] = "victim"
 			pv.Spec.Local.Path = filepath.Join(b.base, "victim")
 		},
-		"annotation of another volume": func(_ *bench, pv *corev1.PersistentVolume) { pv.Annotations[hostpath.AnnPath] = "victim" },
+		"annotation of another volume": func(_ *bench, pv *corev1.PersistentVolume) { pv.Annotations[request.AnnPath] = "victim" },
 		"source of another volume":     func(b *bench, pv *corev1.PersistentVolume) { pv.Spec.Local.Path = filepath.Join(b.base, "victim") },
 		"source elsewhere":             func(_ *bench, pv *corev1.PersistentVolume) { pv.Spec.Local.Path = "/etc" },
 		"source by way of dots": func(b *bench, pv *corev1.PersistentVolume) {
@@ -91,21 +92,21 @@ func TestForgedVolumesAreRefused(t *testing.T) {
 		"named like another": func(_ *bench, pv *corev1.PersistentVolume) { pv.Name = "pvc-victim" },
 		"named like a path":  func(_ *bench, pv *corev1.PersistentVolume) { pv.Name = "../volumes/pvc-victim" },
 		"the base": func(b *bench, pv *corev1.PersistentVolume) {
-			pv.Annotations[hostpath.AnnPath] = "."
+			pv.Annotations[request.AnnPath] = "."
 			pv.Spec.Local.Path = b.base
 		},
 		"Berth's own": func(b *bench, pv *corev1.PersistentVolume) {
-			pv.Annotations[hostpath.AnnPath] = ".berth/volumes"
+			pv.Annotations[request.AnnPath] = ".berth/volumes"
 			pv.Spec.Local.Path = filepath.Join(b.base, ".berth/volumes")
 		},
 		"a volume unknown here": func(_ *bench, pv *corev1.PersistentVolume) { pv.Name = "pvc-9" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			victim := request("pathPattern", "victim")
+			victim := askFor("pathPattern", "victim")
 			victim.PVName, victim.PVC.UID = "pvc-victim", "uid-victim"
 			b.provision(victim)
-			volume := b.provision(request())
+			volume := b.provision(askFor())
 			forged := volume.DeepCopy()
 			change(b, forged)
 			err := b.driver.Delete(b.ctx, forged)
@@ -127,7 +128,7 @@ func TestForgedVolumesAreRefused(t *testing.T) {
 
 func TestDiscardFindsThePool(t *testing.T) {
 	b := newBench(t)
-	opts := request("pool", "ssd", "onDelete", "retain")
+	opts := askFor("pool", "ssd", "onDelete", "retain")
 	volume := b.provision(opts)
 	data := filepath.Join(volume.Spec.Local.Path, "data")
 	must(t, os.WriteFile(data, nil, 0o644))
@@ -145,8 +146,8 @@ func TestDiscardFindsThePool(t *testing.T) {
 
 func TestVolumesListsAllPoolsThatCanBeRead(t *testing.T) {
 	b := newBench(t)
-	b.provision(request())
-	second := request("pool", "ssd")
+	b.provision(askFor())
+	second := askFor("pool", "ssd")
 	second.PVName, second.PVC.UID = "pvc-2", "uid-2"
 	b.provision(second)
 	list := func() (volumes []string, failed error) {
@@ -174,7 +175,7 @@ func TestVolumesListsAllPoolsThatCanBeRead(t *testing.T) {
 
 func TestRunEndsWithItsContext(t *testing.T) {
 	b := newBench(t)
-	volume := b.provision(request())
+	volume := b.provision(askFor())
 	must(t, b.driver.Delete(b.ctx, volume))
 	ctx, cancel := context.WithCancel(b.ctx)
 	done := make(chan error)
@@ -185,8 +186,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 
 func TestSecondDriverOnOnePoolIsRefused(t *testing.T) {
 	b := newBench(t)
-	b.provision(request())
-	_, _, err := b.open().Provision(b.ctx, request())
+	b.provision(askFor())
+	_, _, err := b.open().Provision(b.ctx, askFor())
 	if !errors.Is(err, directory.ErrLocked) || provisioner.IsInfeasible(err) {
 		t.Errorf("Provision = %v", err)
 	}

@@ -12,12 +12,12 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/directory"
+	"github.com/berth-storage/berth/provisioner/request"
 )
 
 // Name is the driver's name: the provisioner field of its StorageClasses.
@@ -125,17 +125,11 @@ func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions
 	if hostname == "" {
 		return nil, fmt.Errorf("node %s lacks the label %s, which ties a volume to its node", d.nodeName, corev1.LabelHostname)
 	}
-	request := opts.PVC.Spec.Resources.Requests[corev1.ResourceStorage]
-	if err := d.checkSize(ctx, params.pool, request); err != nil {
+	size := opts.PVC.Spec.Resources.Requests[corev1.ResourceStorage]
+	if err := d.checkSize(ctx, params.pool, size); err != nil {
 		return nil, err
 	}
-	path, err := params.pattern.Expand(directory.Variables{
-		Namespace:   opts.PVC.Namespace,
-		Claim:       opts.PVC.Name,
-		Volume:      opts.PVName,
-		Labels:      opts.PVC.Labels,
-		Annotations: opts.PVC.Annotations,
-	})
+	path, err := params.Path(opts)
 	if err != nil {
 		// Labels may have changed since an earlier call chose a path, which
 		// counts.
@@ -145,46 +139,24 @@ func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions
 		}
 		path = chosen
 	}
-	marker, err := d.node.create(ctx, params.pool, directory.Spec{
-		Volume:    opts.PVName,
-		Claim:     types.NamespacedName{Namespace: opts.PVC.Namespace, Name: opts.PVC.Name},
-		ClaimUID:  opts.PVC.UID,
-		Class:     opts.StorageClass.Name,
-		SizeBytes: request.Value(),
-		Path:      path,
-		OnDelete:  params.onDelete,
-		Adopt:     params.adopt,
-		Mode:      params.mode,
-		UID:       &params.uid,
-		GID:       &params.gid,
-	})
+	marker, err := d.node.create(ctx, params.pool, params.Spec(opts, path))
 	if err != nil {
 		return nil, err
 	}
-	return describe(description{
-		options:  opts,
-		params:   params,
-		marker:   marker,
-		node:     d.nodeName,
-		hostname: hostname,
-		path:     filepath.Join(base, marker.Path),
-	}), nil
+	return describe(opts, marker, params.volumeType, filepath.Join(base, marker.Path), d.nodeName, hostname), nil
 }
 
 // checkSize refuses a request that no amount of tidying up would make room for.
 // Less than that is not refused: directories share their filesystem's space,
 // and without a quota a request reserves nothing.
-func (d *Driver) checkSize(ctx context.Context, pool string, request resource.Quantity) error {
-	if request.Sign() <= 0 {
-		return provisioner.Infeasible(sizeField, request.String(), "ask for more than nothing")
-	}
+func (d *Driver) checkSize(ctx context.Context, pool string, size resource.Quantity) error {
 	space, err := d.node.space(ctx, pool)
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", pool, err)
 	}
-	if request.Cmp(quantity(space.Total)) > 0 {
+	if size.Cmp(quantity(space.Total)) > 0 {
 		readable := quantity(roundDown(space.Total))
-		return provisioner.Infeasible(sizeField, request.String(), "pool %s on node %s has %s in all; ask for no more than that, or use another pool", pool, d.nodeName, readable.String())
+		return provisioner.Infeasible(request.SizeField, size.String(), "pool %s on node %s has %s in all; ask for no more than that, or use another pool", pool, d.nodeName, readable.String())
 	}
 	return nil
 }
@@ -200,31 +172,25 @@ func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) er
 	if reason := d.ignores(volume); reason != "" {
 		return &controller.IgnoredError{Reason: reason}
 	}
-	pool, path := volume.Annotations[AnnPool], volume.Annotations[AnnPath]
+	expect, err := request.Expectation(volume)
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", volume.Name, err)
+	}
+	pool := volume.Annotations[AnnPool]
 	base, err := d.node.base(pool)
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", volume.Name, err)
 	}
-	if err := directory.CheckPath(path); err != nil {
-		return fmt.Errorf("delete volume %s: annotation %s: %w", volume.Name, AnnPath, err)
-	}
-	if source, want := sourcePath(volume), filepath.Join(base, path); source != want {
+	if source, want := sourcePath(volume), filepath.Join(base, expect.Path); source != want {
 		return fmt.Errorf("delete volume %s: its path is %q, by its annotations and the pool's directory it should be %q; not touching either", volume.Name, source, want)
 	}
-	if volume.Spec.ClaimRef == nil || volume.Spec.ClaimRef.UID == "" {
-		return fmt.Errorf("delete volume %s: spec.claimRef names no claim UID to compare with the ownership marker", volume.Name)
-	}
-	return d.node.delete(ctx, pool, volume.Name, directory.Expectation{
-		ClaimUID: volume.Spec.ClaimRef.UID,
-		Path:     path,
-		OnDelete: directory.OnDelete(volume.Annotations[AnnOnDelete]),
-	})
+	return d.node.delete(ctx, pool, volume.Name, expect)
 }
 
 // ignores says why a volume is none of this driver's business, or "".
 func (d *Driver) ignores(volume *corev1.PersistentVolume) string {
-	if driver := volume.Annotations[AnnDriver]; driver != Name {
-		return fmt.Sprintf("volume %s has annotation %s %q, not %q", volume.Name, AnnDriver, driver, Name)
+	if driver := volume.Annotations[request.AnnDriver]; driver != Name {
+		return fmt.Sprintf("volume %s has annotation %s %q, not %q", volume.Name, request.AnnDriver, driver, Name)
 	}
 	if node := volume.Annotations[AnnNode]; node != d.nodeName {
 		return fmt.Sprintf("volume %s is on node %q, not %q", volume.Name, node, d.nodeName)

@@ -106,8 +106,8 @@ func (b *bench) wantNothingMade() {
 	}
 }
 
-// request is a claim for 1 GiB whose class has the parameters name, value, ….
-func request(parameters ...string) controller.ProvisionOptions {
+// askFor is a claim for 1 GiB whose class has the parameters name, value, ….
+func askFor(parameters ...string) controller.ProvisionOptions {
 	class := &storagev1.StorageClass{
 		ObjectMeta:  metav1.ObjectMeta{Name: "class"},
 		Provisioner: hostpath.Name,

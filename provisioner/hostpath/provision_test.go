@@ -18,11 +18,12 @@ import (
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/request"
 )
 
 func TestProvisionDescribesALocalVolume(t *testing.T) {
 	b := newBench(t)
-	opts := request()
+	opts := askFor()
 	opts.StorageClass.MountOptions = []string{"noexec"}
 	got, _, err := b.driver.Provision(b.ctx, opts)
 	must(t, err)
@@ -68,7 +69,7 @@ func TestProvisionDescribesALocalVolume(t *testing.T) {
 func TestProvisionHonoursParameters(t *testing.T) {
 	b := newBench(t)
 	retain := corev1.PersistentVolumeReclaimRetain
-	opts := request("pool", "ssd", "volumeType", "hostPath", "pathPattern", "${pvc.namespace}/${pvc.labels['app']}",
+	opts := askFor("pool", "ssd", "volumeType", "hostPath", "pathPattern", "${pvc.namespace}/${pvc.labels['app']}",
 		"onDelete", "archive", "mode", "2775", "uid", "1234", "gid", "4321", "existing", "adopt")
 	opts.StorageClass.ReclaimPolicy = &retain
 	if os.Geteuid() != 0 {
@@ -82,7 +83,7 @@ func TestProvisionHonoursParameters(t *testing.T) {
 		t.Error(diff)
 	}
 	if got.Spec.PersistentVolumeReclaimPolicy != retain || got.Annotations[hostpath.AnnPool] != "ssd" ||
-		got.Annotations[hostpath.AnnPath] != "ns/db" || got.Annotations[hostpath.AnnOnDelete] != "archive" || got.Spec.NodeAffinity == nil {
+		got.Annotations[request.AnnPath] != "ns/db" || got.Annotations[request.AnnOnDelete] != "archive" || got.Spec.NodeAffinity == nil {
 		t.Errorf("volume = %+v", got)
 	}
 	var st syscall.Stat_t
@@ -121,7 +122,7 @@ func TestBadParametersAreInfeasible(t *testing.T) {
 	} {
 		t.Run(test.name+"="+test.value, func(t *testing.T) {
 			b := newBench(t)
-			b.wantInfeasible(request(test.name, test.value), append(test.words, "StorageClass parameter "+test.name, test.value)...)
+			b.wantInfeasible(askFor(test.name, test.value), append(test.words, "StorageClass parameter "+test.name, test.value)...)
 			b.wantNothingMade()
 		})
 	}
@@ -170,7 +171,7 @@ func TestClaimsThatADirectoryCantServeAreInfeasible(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.wantInfeasible(with(request(), test.change), test.words...)
+			b.wantInfeasible(with(askFor(), test.change), test.words...)
 			b.wantNothingMade()
 		})
 	}
@@ -188,7 +189,7 @@ func topologies(key string, values ...string) []corev1.TopologySelectorTerm {
 
 func TestImmediateTakesTheNodeThatMatches(t *testing.T) {
 	b := newBench(t)
-	opts := request()
+	opts := askFor()
 	opts.SelectedNodeName = ""
 	opts.StorageClass.AllowedTopologies = append(topologies("zone", "b"), topologies("zone", "x", "a")...)
 	b.provision(opts)
@@ -196,7 +197,7 @@ func TestImmediateTakesTheNodeThatMatches(t *testing.T) {
 
 func TestOncePodIsServed(t *testing.T) {
 	b := newBench(t)
-	opts := request()
+	opts := askFor()
 	opts.PVC.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}
 	got := b.provision(opts)
 	if diff := cmp.Diff(opts.PVC.Spec.AccessModes, got.Spec.AccessModes); diff != "" {
@@ -206,7 +207,7 @@ func TestOncePodIsServed(t *testing.T) {
 
 func TestAnotherNodeIsRescheduled(t *testing.T) {
 	b := newBench(t)
-	opts := request()
+	opts := askFor()
 	opts.SelectedNodeName = "node-2"
 	_, state, err := b.driver.Provision(b.ctx, opts)
 	if state != controller.ProvisioningReschedule || err == nil || !strings.Contains(err.Error(), "node-2") {
@@ -218,7 +219,7 @@ func TestAnotherNodeIsRescheduled(t *testing.T) {
 func TestAffinityUsesTheLabelNotTheName(t *testing.T) {
 	b := newBench(t)
 	delete(b.labels, corev1.LabelHostname)
-	_, _, err := b.driver.Provision(b.ctx, request())
+	_, _, err := b.driver.Provision(b.ctx, askFor())
 	if err == nil || provisioner.IsInfeasible(err) || !strings.Contains(err.Error(), corev1.LabelHostname) {
 		t.Errorf("Provision without the label = %v", err)
 	}
@@ -227,7 +228,7 @@ func TestAffinityUsesTheLabelNotTheName(t *testing.T) {
 
 func TestUnknownPoolNamesTheFlag(t *testing.T) {
 	b := newBench(t)
-	_, _, err := b.driver.Provision(b.ctx, request("pool", "nvme"))
+	_, _, err := b.driver.Provision(b.ctx, askFor("pool", "nvme"))
 	if err == nil || !strings.Contains(err.Error(), "--pool nvme=") || !strings.Contains(err.Error(), "default, ssd") {
 		t.Errorf("Provision = %v", err)
 	}
@@ -240,7 +241,7 @@ func TestAPathChosenBeforeCounts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			opts := request("pathPattern", "${pvc.labels['app']}")
+			opts := askFor("pathPattern", "${pvc.labels['app']}")
 			first := b.provision(opts)
 			change(opts.PVC.Labels)
 			b.restart()
@@ -266,7 +267,7 @@ func TestEmptyPoolThatKubernetesKnowsIsRefused(t *testing.T) {
 			PoolInUse: func(context.Context, string) (bool, error) { return test.inUse, test.err },
 		})
 		must(t, err)
-		_, _, err = driver.Provision(t.Context(), request())
+		_, _, err = driver.Provision(t.Context(), askFor())
 		if (err == nil) != test.want || provisioner.IsInfeasible(err) {
 			t.Errorf("%+v: Provision = %v", test, err)
 		}
@@ -276,8 +277,8 @@ func TestEmptyPoolThatKubernetesKnowsIsRefused(t *testing.T) {
 
 func TestConflictsAreInfeasible(t *testing.T) {
 	b := newBench(t)
-	b.provision(request("pathPattern", "shared"))
-	second := request("pathPattern", "shared")
+	b.provision(askFor("pathPattern", "shared"))
+	second := askFor("pathPattern", "shared")
 	second.PVName, second.PVC.UID = "pvc-2", "uid-2"
 	b.wantInfeasible(second, "StorageClass parameter pathPattern", "shared")
 }
@@ -329,7 +330,7 @@ func TestNewRefusesBadOptions(t *testing.T) {
 
 func TestClassWithoutPoliciesDeletes(t *testing.T) {
 	b := newBench(t)
-	opts := request()
+	opts := askFor()
 	opts.StorageClass = &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "bare"}, Parameters: opts.StorageClass.Parameters}
 	if got := b.provision(opts).Spec.PersistentVolumeReclaimPolicy; got != corev1.PersistentVolumeReclaimDelete {
 		t.Errorf("reclaim policy = %s", got)

@@ -9,43 +9,23 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/directory"
+	"github.com/berth-storage/berth/provisioner/request"
 )
 
-// The annotations of a PersistentVolume that the driver made: with them Delete
-// needs neither the class nor the claim.
+// The annotations that say where on a node a volume is, beside those of package
+// request.
 const (
-	AnnDriver   = "berth.storage/driver"
-	AnnNode     = "berth.storage/node"
-	AnnPool     = "berth.storage/pool"
-	AnnPath     = "berth.storage/path"
-	AnnOnDelete = "berth.storage/on-delete"
-	AnnClaim    = "berth.storage/claim"
+	AnnNode = "berth.storage/node"
+	AnnPool = "berth.storage/pool"
 )
-
-const sizeField = "claim field spec.resources.requests.storage"
 
 // checkClaim refuses what a directory on one node can't be. Its errors are
 // infeasible.
 func checkClaim(claim *corev1.PersistentVolumeClaim) error {
-	if claim.Spec.Selector != nil {
-		return provisioner.Infeasible("claim field spec.selector", metav1.FormatLabelSelector(claim.Spec.Selector),
-			"a selector chooses among existing volumes, none is made for it; leave it out")
-	}
-	if mode := claim.Spec.VolumeMode; mode != nil && *mode != corev1.PersistentVolumeFilesystem {
-		return provisioner.Infeasible("claim field spec.volumeMode", string(*mode), "a directory is no block device; use %s", corev1.PersistentVolumeFilesystem)
-	}
-	if source := claim.Spec.DataSource; source != nil {
-		return refuseSource("claim field spec.dataSource", source.Kind, source.Name)
-	}
-	if source := claim.Spec.DataSourceRef; source != nil {
-		return refuseSource("claim field spec.dataSourceRef", source.Kind, source.Name)
-	}
 	for _, mode := range claim.Spec.AccessModes {
 		if mode != corev1.ReadWriteOnce && mode != corev1.ReadWriteOncePod {
 			return provisioner.Infeasible("claim field spec.accessModes", string(mode),
@@ -53,11 +33,7 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 				corev1.ReadWriteOnce, corev1.ReadWriteOncePod)
 		}
 	}
-	return nil
-}
-
-func refuseSource(field, kind, name string) error {
-	return provisioner.Infeasible(field, kind+"/"+name, "volumes with content to begin with are not supported by this driver; leave it out")
+	return request.CheckClaim(claim)
 }
 
 // checkTopology refuses a class that excludes the node. Its error is
@@ -97,53 +73,22 @@ func formatTopologies(terms []corev1.TopologySelectorTerm) string {
 	return strings.Join(out, " or ")
 }
 
-// description is what a PersistentVolume is made of.
-type description struct {
-	options  controller.ProvisionOptions
-	params   parameters
-	marker   directory.Marker
-	node     string
-	hostname string // the value of the Node's label, which need not be its name
-	path     string // absolute
-}
-
-func describe(d description) *corev1.PersistentVolume {
-	class, claim := d.options.StorageClass, d.options.PVC
-	policy := corev1.PersistentVolumeReclaimDelete
-	if class.ReclaimPolicy != nil {
-		policy = *class.ReclaimPolicy
-	}
-	mode := corev1.PersistentVolumeFilesystem
-	return &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{
-			Name: d.options.PVName,
-			Annotations: map[string]string{
-				AnnDriver:   Name,
-				AnnNode:     d.node,
-				AnnPool:     d.marker.Pool,
-				AnnPath:     d.marker.Path,
-				AnnOnDelete: string(d.marker.OnDelete),
-				AnnClaim:    types.NamespacedName{Namespace: claim.Namespace, Name: claim.Name}.String(),
-			},
-		},
-		Spec: corev1.PersistentVolumeSpec{
-			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: claim.Spec.Resources.Requests[corev1.ResourceStorage].DeepCopy()},
-			AccessModes:                   slices.Clone(claim.Spec.AccessModes),
-			PersistentVolumeReclaimPolicy: policy,
-			MountOptions:                  slices.Clone(class.MountOptions),
-			VolumeMode:                    &mode,
-			PersistentVolumeSource:        source(d.params.volumeType, d.path),
-			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
-				NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-					MatchExpressions: []corev1.NodeSelectorRequirement{{
-						Key:      corev1.LabelHostname,
-						Operator: corev1.NodeSelectorOpIn,
-						Values:   []string{d.hostname},
-					}},
-				}},
+// describe returns the volume at the absolute path on node, whose hostname label,
+// which need not be its name, ties the volume to it.
+func describe(opts controller.ProvisionOptions, marker directory.Marker, volumeType, path, node, hostname string) *corev1.PersistentVolume {
+	volume := request.Describe(Name, opts, marker, source(volumeType, path))
+	volume.Annotations[AnnNode] = node
+	volume.Annotations[AnnPool] = marker.Pool
+	volume.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
+		NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			MatchExpressions: []corev1.NodeSelectorRequirement{{
+				Key:      corev1.LabelHostname,
+				Operator: corev1.NodeSelectorOpIn,
+				Values:   []string{hostname},
 			}},
-		},
-	}
+		}},
+	}}
+	return volume
 }
 
 func source(volumeType, path string) corev1.PersistentVolumeSource {

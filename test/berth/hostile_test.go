@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/request"
 )
 
 const (
@@ -251,7 +252,7 @@ func TestForgedVolumesDeleteNothing(t *testing.T) {
 	s.fill(owned)
 	first.stop()
 
-	path := owned.Annotations[hostpath.AnnPath]
+	path := owned.Annotations[request.AnnPath]
 	forgeries := map[string]*corev1.PersistentVolume{
 		"a path out of the pool":               s.forgery("out", "../canary", filepath.Join(s.dir, "canary")),
 		"another path than the annotation's":   s.forgery("other", "canary", filepath.Join(s.dir, "canary")),
@@ -289,12 +290,12 @@ func (s *site) forgery(name, path, directory string) *corev1.PersistentVolume {
 			Name: s.name + "-" + name,
 			Annotations: map[string]string{
 				"pv.kubernetes.io/provisioned-by": hostpath.Name,
-				hostpath.AnnDriver:                hostpath.Name,
+				request.AnnDriver:                 hostpath.Name,
 				hostpath.AnnNode:                  s.name,
 				hostpath.AnnPool:                  "default",
-				hostpath.AnnPath:                  path,
-				hostpath.AnnOnDelete:              "delete",
-				hostpath.AnnClaim:                 s.name + "/gone",
+				request.AnnPath:                   path,
+				request.AnnOnDelete:               "delete",
+				request.AnnClaim:                  s.name + "/gone",
 			},
 		},
 		Spec: corev1.PersistentVolumeSpec{
