@@ -315,6 +315,10 @@ func (r *ClaimReconciler) provisioningFailed(ctx context.Context, claim *corev1.
 	case state == libcontroller.ProvisioningReschedule && selectedNode(claim) != "":
 		return reconcile.Result{}, r.reschedule(ctx, claim)
 	}
+	if wait, ok := provisioner.RetryAfter(err); ok {
+		log.FromContext(ctx).Info("The claim's storage is unavailable", "class", class.Name, "reason", err.Error(), "retryAfter", wait.String())
+		return reconcile.Result{RequeueAfter: wait}, nil
+	}
 	return reconcile.Result{}, fmt.Errorf("provision with class %q: %w", class.Name, err)
 }
 

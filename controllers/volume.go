@@ -111,6 +111,10 @@ func (r *VolumeReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	case volumeUnprotect:
 		err = r.setFinalizer(ctx, volume, false)
 	}
+	if wait, ok := provisioner.RetryAfter(err); ok {
+		log.FromContext(ctx).Info("The volume's storage is unavailable", "reason", err.Error(), "retryAfter", wait.String())
+		return reconcile.Result{RequeueAfter: wait}, nil
+	}
 	return reconcile.Result{}, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -59,4 +60,31 @@ func (e *InfeasibleError) GRPCStatus() *status.Status {
 func IsInfeasible(err error) bool {
 	st, ok := status.FromError(err)
 	return ok && st.Code() == codes.InvalidArgument
+}
+
+// UnavailableError says that storage can't be reached for now, through no fault
+// of a claim or a class. A driver that knows when it is worth another try says
+// so, which takes the place of the caller's exponential backoff: when a server
+// is back, all its claims are served soon, whatever they waited before.
+type UnavailableError struct {
+	// RetryAfter is when to try again, and more than 0.
+	RetryAfter time.Duration
+	// Err is what happened.
+	Err error
+}
+
+// Error says what happened.
+func (e *UnavailableError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what happened.
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// RetryAfter returns when err, or an error it wraps, asks for another try;
+// false when it does not say.
+func RetryAfter(err error) (time.Duration, bool) {
+	var unavailable *UnavailableError
+	if !errors.As(err, &unavailable) {
+		return 0, false
+	}
+	return unavailable.RetryAfter, true
 }

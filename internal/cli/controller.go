@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,7 +15,6 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
@@ -26,8 +24,7 @@ import (
 
 	"github.com/berth-storage/berth/controllers"
 	"github.com/berth-storage/berth/provisioner"
-	"github.com/berth-storage/berth/provisioner/hostpath"
-	"github.com/berth-storage/berth/provisioner/request"
+	"github.com/berth-storage/berth/provisioner/nfs"
 )
 
 // The values of --binding.
@@ -42,6 +39,11 @@ type controllerOptions struct {
 	pools        []string
 	poolPaths    map[string]string
 	requireMount bool
+
+	nfsMounts        []string
+	nfsMountPaths    map[nfs.Share]string
+	nfsAnswerTimeout time.Duration
+	nfsPurgeRate     float64
 
 	binding   string
 	bindGrace time.Duration
@@ -79,6 +81,9 @@ func newControllerCommand() *cobra.Command {
 	f.StringVar(&o.nodeName, "node-name", "", "name of the Node whose directories this process provisions (single-node install)")
 	f.StringArrayVar(&o.pools, "pool", nil, "a directory to make volumes in, as NAME=/ABSOLUTE/PATH; may be repeated. A StorageClass chooses one by its parameter pool (default \"default\")")
 	f.BoolVar(&o.requireMount, "pool-require-mount", false, "refuse pools that are not the root of a mounted filesystem")
+	f.StringArrayVar(&o.nfsMounts, "nfs-mount", nil, "where an NFS share is mounted, as SERVER:/SHARE=/ABSOLUTE/PATH, for shares that can't be reached without a mount (Kerberos, TLS, RDMA); may be repeated")
+	f.DurationVar(&o.nfsAnswerTimeout, "nfs-answer-timeout", nfs.DefaultAnswerTimeout, "how long an NFS server may be silent before its claims are put off")
+	f.Float64Var(&o.nfsPurgeRate, "nfs-purge-rate", float64(nfs.DefaultPurgeRate), "how many files a second are removed from the trash of an NFS share")
 	f.StringVar(&o.binding, "binding", bindingAssist, "who binds a volume to its claim: assist (Berth does, when kube-controller-manager has not within --bind-grace) or cluster (kube-controller-manager alone)")
 	f.DurationVar(&o.bindGrace, "bind-grace", controllers.DefaultBindGrace, "how long kube-controller-manager has to bind a volume before Berth does")
 	f.IntVar(&o.workers, "workers", 32, "how many claims, binds and volumes are worked on at a time, of each")
@@ -140,35 +145,25 @@ func (o *controllerOptions) validate() error {
 	switch {
 	case o.binding != bindingAssist && o.binding != bindingCluster:
 		return fmt.Errorf("--binding=%q: want %s or %s", o.binding, bindingAssist, bindingCluster)
-	case len(o.pools) == 0:
-		return errors.New("no storage is configured: give --node-name and at least one --pool NAME=/PATH")
-	case o.nodeName == "":
+	case len(o.pools) > 0 && o.nodeName == "":
 		return errors.New("--pool needs --node-name: the name of the Node the directories are on")
 	case o.workers < 1:
 		return fmt.Errorf("--workers=%d: want at least 1", o.workers)
 	case o.orphanInterval <= 0:
 		return fmt.Errorf("--orphan-interval=%s: want more than 0", o.orphanInterval)
+	case o.nfsAnswerTimeout <= 0:
+		return fmt.Errorf("--nfs-answer-timeout=%s: want more than 0", o.nfsAnswerTimeout)
+	case o.nfsPurgeRate <= 0:
+		return fmt.Errorf("--nfs-purge-rate=%g: want more than 0", o.nfsPurgeRate)
 	case o.leaderElect && o.leaderElectNamespace == "" && !inCluster():
 		return errors.New("--leader-elect outside a pod needs --leader-elect-namespace: the namespace of the Lease; or give --leader-elect=false when this is the only replica")
 	case o.bindGrace <= 0:
 		return fmt.Errorf("--bind-grace=%s: want more than 0; to leave binding to the cluster use --binding=%s", o.bindGrace, bindingCluster)
 	}
-	return o.parsePools()
-}
-
-func (o *controllerOptions) parsePools() error {
-	o.poolPaths = map[string]string{}
-	for _, value := range o.pools {
-		name, path, err := hostpath.ParsePool(value)
-		if err != nil {
-			return fmt.Errorf("--pool=%s: %w", value, err)
-		}
-		if _, twice := o.poolPaths[name]; twice {
-			return fmt.Errorf("--pool=%s: pool %q is given twice", value, name)
-		}
-		o.poolPaths[name] = path
+	if err := o.parsePools(); err != nil {
+		return err
 	}
-	return nil
+	return o.parseMounts()
 }
 
 // inCluster reports whether the process runs in a pod with a service account.
@@ -206,61 +201,7 @@ func (o *controllerOptions) managerOptions(drivers *provisioner.Registry) manage
 	}
 }
 
-// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=berth-system,resources=leases,verbs=get;create;update
-
-func (o *controllerOptions) setupDrivers(mgr manager.Manager, drivers *provisioner.Registry) error {
-	driver, err := hostpath.New(hostpath.Options{
-		NodeName: o.nodeName,
-		Pools:    o.poolPaths,
-		NodeLabels: func(ctx context.Context) (map[string]string, error) {
-			node := &corev1.Node{}
-			if err := mgr.GetClient().Get(ctx, client.ObjectKey{Name: o.nodeName}, node); err != nil {
-				return nil, fmt.Errorf("read node %q (--node-name): %w", o.nodeName, err)
-			}
-			return node.Labels, nil
-		},
-		PoolInUse:    o.poolInUse(mgr.GetAPIReader()),
-		RequireMount: o.requireMount,
-		Log:          mgr.GetLogger().WithName("hostpath"),
-	})
-	if err != nil {
-		return fmt.Errorf("set up driver %s: %w", hostpath.Name, err)
-	}
-	if err := drivers.Register(hostpath.Name, provisioner.Instrument(driver, provisioner.NewMetrics(metrics.Registry))); err != nil {
-		return err
-	}
-	for _, name := range drivers.Names() {
-		driver, _ := drivers.Get(name)
-		if worker, ok := provisioner.As[provisioner.BackgroundWorker](driver); ok {
-			if err := mgr.Add(leaderRunnable(worker.Run)); err != nil {
-				return fmt.Errorf("add background work of %s: %w", name, err)
-			}
-		}
-	}
-	return nil
-}
-
-// poolInUse tells whether volumes of a pool of this node exist. It asks the API
-// server, and is asked only when a pool's directory looks new.
-func (o *controllerOptions) poolInUse(reader client.Reader) func(context.Context, string) (bool, error) {
-	return func(ctx context.Context, pool string) (bool, error) {
-		volumes := &corev1.PersistentVolumeList{}
-		if err := reader.List(ctx, volumes); err != nil {
-			return false, fmt.Errorf("list volumes: %w", err)
-		}
-		return slices.ContainsFunc(volumes.Items, func(v corev1.PersistentVolume) bool {
-			return v.Annotations[request.AnnDriver] == hostpath.Name &&
-				v.Annotations[hostpath.AnnNode] == o.nodeName && v.Annotations[hostpath.AnnPool] == pool
-		}), nil
-	}
-}
-
-// leaderRunnable runs on the elected leader only.
-type leaderRunnable func(context.Context) error
-
-func (r leaderRunnable) Start(ctx context.Context) error { return r(ctx) }
-func (r leaderRunnable) NeedLeaderElection() bool        { return true }
 
 func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Manager, drivers *provisioner.Registry) error {
 	if err := controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {

@@ -184,9 +184,15 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 	if err != nil {
 		return refuseKind(err, m.Path, m.Path)
 	}
-	_ = child.Close()
+	defer child.Close()
 	if !adopt {
 		return refuseExisting(m.Path)
+	}
+	switch _, err := child.Lstat(ctx, adminName); {
+	case err == nil:
+		return refuse(ErrConflict, m.Path, "the directory holds %s: it is a pool of its own, and no volume", adminName)
+	case !notExist(err):
+		return err
 	}
 	if damaged > 0 {
 		return fmt.Errorf("create volume %s: can't adopt %s: %w", m.Volume, shown(m.Path), ErrDamagedMarker)

@@ -26,10 +26,13 @@ const (
 
 // identity is what pool.json holds.
 type identity struct {
-	Version int       `json:"version"`
-	Pool    string    `json:"pool"`
-	Driver  string    `json:"driver"`
-	ID      string    `json:"id"`
+	Version int    `json:"version"`
+	Pool    string `json:"pool"`
+	Driver  string `json:"driver"`
+	ID      string `json:"id"`
+	// Cluster is the id of the Kubernetes cluster that uses the pool, when its
+	// driver says so.
+	Cluster string    `json:"cluster,omitempty"`
 	Created time.Time `json:"created"`
 }
 
@@ -85,32 +88,67 @@ func private(ctx context.Context, admin Dir) error {
 	return nil
 }
 
-// identify returns the id of the pool, which it gives it when initialise is set
-// and nothing says that it had one.
-func (p *Pool) identify(ctx context.Context, admin Dir, initialise bool) (string, error) {
+// identify returns the identity of the pool, which it gives it when initialise
+// is set and nothing says that it had one.
+func (p *Pool) identify(ctx context.Context, admin Dir, initialise bool) (identity, error) {
+	cluster := ""
+	if p.options.Cluster != nil {
+		var err error
+		if cluster, err = p.options.Cluster(ctx); err != nil {
+			return identity{}, fmt.Errorf("find out which cluster this is: %w", err)
+		}
+	}
 	known, err := readIdentity(ctx, admin)
 	if notExist(err) {
-		if known, err = p.initialise(ctx, admin, initialise); err != nil {
-			return "", err
+		if known, err = p.initialise(ctx, admin, cluster, initialise); err != nil {
+			return identity{}, err
 		}
 	}
 	if err != nil {
-		return "", err
+		return identity{}, err
 	}
 	if known.Pool != p.options.Name || known.Driver != p.options.Driver {
-		return "", fmt.Errorf("%w: it says it is pool %s of %s, not %s of %s: is another disk mounted here? After renaming a pool, edit .berth/pool.json",
+		return identity{}, fmt.Errorf("%w: it says it is pool %s of %s, not %s of %s: is another disk mounted here? After renaming a pool, edit .berth/pool.json",
 			ErrWrongPool, shown(known.Pool), shown(known.Driver), p.options.Name, p.options.Driver)
+	}
+	if known, err = p.claimForCluster(ctx, admin, known, cluster); err != nil {
+		return identity{}, err
 	}
 	for _, name := range []string{volumesName, trashName, archiveName} {
 		if err := admin.Mkdir(ctx, name, 0o700); err != nil && !exist(err) {
-			return "", fmt.Errorf("make .berth/%s: %w", name, err)
+			return identity{}, fmt.Errorf("make .berth/%s: %w", name, err)
 		}
 	}
-	return known.ID, admin.Sync(ctx)
+	return known, admin.Sync(ctx)
+}
+
+// claimForCluster writes cluster into a pool that belongs to none, and refuses
+// one that belongs to another.
+func (p *Pool) claimForCluster(ctx context.Context, admin Dir, known identity, cluster string) (identity, error) {
+	switch {
+	case cluster == "" || known.Cluster == cluster:
+		return known, nil
+	case known.Cluster != "":
+		return identity{}, fmt.Errorf("%w: it belongs to the cluster %s, this one is %s: give each cluster a directory of its own; if that cluster is gone for good, remove the line \"cluster\" from .berth/pool.json",
+			ErrWrongPool, shown(known.Cluster), cluster)
+	}
+	known.Cluster = cluster
+	return known, writeIdentity(ctx, admin, known)
+}
+
+func writeIdentity(ctx context.Context, admin Dir, id identity) error {
+	data, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode pool.json: %w", err)
+	}
+	if err := admin.WriteFile(ctx, identityName, append(data, '\n')); err != nil {
+		return fmt.Errorf("write .berth/pool.json: %w", err)
+	}
+	return nil
 }
 
 // initialise writes pool.json into a .berth that nothing was done with yet.
-func (p *Pool) initialise(ctx context.Context, admin Dir, allowed bool) (identity, error) {
+func (p *Pool) initialise(ctx context.Context, admin Dir, cluster string, allowed bool) (identity, error) {
 	for e, err := range admin.ReadDir(ctx) {
 		if err != nil {
 			return identity{}, fmt.Errorf("read .berth: %w", err)
@@ -127,21 +165,18 @@ func (p *Pool) initialise(ctx context.Context, admin Dir, allowed bool) (identit
 		Pool:    p.options.Name,
 		Driver:  p.options.Driver,
 		ID:      rand.Text(),
+		Cluster: cluster,
 		Created: time.Now().UTC(),
 	}
-	data, err := json.MarshalIndent(fresh, "", "  ")
-	if err != nil {
-		return identity{}, fmt.Errorf("encode pool.json: %w", err)
-	}
-	if err := admin.WriteFile(ctx, identityName, append(data, '\n')); err != nil {
-		return identity{}, fmt.Errorf("write .berth/pool.json: %w", err)
+	if err := writeIdentity(ctx, admin, fresh); err != nil {
+		return identity{}, err
 	}
 	p.log.Info("Initialised pool", "pool", p.options.Name, "id", fresh.ID)
 	return fresh, nil
 }
 
-// checkIdentity fails with ErrWrongPool unless admin belongs to the pool id.
-func checkIdentity(ctx context.Context, admin Dir, id string) error {
+// checkIdentity fails with ErrWrongPool unless admin belongs to the pool it did.
+func checkIdentity(ctx context.Context, admin Dir, before identity) error {
 	known, err := readIdentity(ctx, admin)
 	if notExist(err) {
 		return fmt.Errorf("%w: .berth/pool.json is gone, is the disk mounted?", ErrWrongPool)
@@ -149,8 +184,11 @@ func checkIdentity(ctx context.Context, admin Dir, id string) error {
 	if err != nil {
 		return err
 	}
-	if known.ID != id {
-		return fmt.Errorf("%w: its id is %s, it was %s: another disk is mounted here", ErrWrongPool, shown(known.ID), id)
+	if known.ID != before.ID {
+		return fmt.Errorf("%w: its id is %s, it was %s: another disk is mounted here", ErrWrongPool, shown(known.ID), before.ID)
+	}
+	if known.Cluster != before.Cluster {
+		return fmt.Errorf("%w: it belongs to the cluster %s, it was %s", ErrWrongPool, shown(known.Cluster), shown(before.Cluster))
 	}
 	return nil
 }

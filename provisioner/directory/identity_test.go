@@ -3,7 +3,9 @@ package directory_test
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -198,4 +200,108 @@ func TestSymlinksInPlaceOfBerthsOwnDirectoriesAreRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+func inCluster(id string) func(*directory.Options) {
+	return func(o *directory.Options) {
+		o.Cluster = func(context.Context) (string, error) { return id, nil }
+	}
+}
+
+func TestPoolBelongsToTheClusterThatUsesIt(t *testing.T) {
+	base := t.TempDir()
+	first := newPoolWith(t, base, inCluster("blue"))
+	_, err := first.Create(t.Context(), specFor("vol"))
+	must(t, err)
+	must(t, first.Close())
+
+	other := newPoolWith(t, base, inCluster("green"))
+	_, err = other.Create(t.Context(), volumeAt("pvc-2", "other"))
+	wantError(t, "Create", err, directory.ErrWrongPool)
+	for _, word := range []string{"blue", "green", "directory of its own", "cluster"} {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("%v does not say %q", err, word)
+		}
+	}
+	wantError(t, "Delete", other.Delete(t.Context(), "pvc-1", directory.Expectation{
+		ClaimUID: "uid-of-pvc-1", Path: "vol", OnDelete: directory.OnDeleteDelete,
+	}), directory.ErrWrongPool)
+	for record, err := range other.Volumes(t.Context()) {
+		if err == nil {
+			t.Errorf("saw %s of another cluster", record.Volume)
+		}
+	}
+}
+
+func TestPoolOfNoClusterIsTakenIntoUse(t *testing.T) {
+	b := newBench(t)
+	b.create(specFor("vol"))
+	must(t, b.pool.Close())
+	pool := newPoolWith(t, b.base, inCluster("green"))
+	_, err := pool.Create(b.ctx, volumeAt("pvc-2", "other"))
+	must(t, err)
+	must(t, pool.Close())
+	_, err = newPoolWith(t, b.base, inCluster("blue")).Create(b.ctx, volumeAt("pvc-3", "third"))
+	wantError(t, "Create", err, directory.ErrWrongPool)
+}
+
+func TestPoolThatIsTakenOverByAnotherClusterIsLeftAlone(t *testing.T) {
+	base := t.TempDir()
+	pool := newPoolWith(t, base, inCluster("blue"))
+	_, err := pool.Create(t.Context(), specFor("vol"))
+	must(t, err)
+	file := filepath.Join(base, ".berth", "pool.json")
+	data, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, []byte(strings.ReplaceAll(string(data), "blue", "green")), 0o600))
+	_, err = pool.Create(t.Context(), volumeAt("pvc-2", "other"))
+	wantError(t, "Create", err, directory.ErrWrongPool)
+}
+
+// unlocked is a filesystem without locks, as NFS is to some.
+type unlocked struct{ directory.Filesystem }
+
+func (f unlocked) Root(ctx context.Context) (directory.Dir, error) {
+	dir, err := f.Filesystem.Root(ctx)
+	return unlockedDir{dir}, err
+}
+
+type unlockedDir struct{ directory.Dir }
+
+func (d unlockedDir) Open(ctx context.Context, name string) (directory.Dir, error) {
+	dir, err := d.Dir.Open(ctx, name)
+	return unlockedDir{dir}, err
+}
+
+func (d unlockedDir) Lock(context.Context, string) (io.Closer, error) { return io.NopCloser(nil), nil }
+
+func TestPoolsWithTheSameBaseKnowOfEachOthersVolumes(t *testing.T) {
+	base := t.TempDir()
+	var siblings directory.Siblings
+	open := func() *directory.Pool {
+		local, err := directory.NewLocal(base, directory.LocalOptions{})
+		must(t, err)
+		return poolOn(t, unlocked{local}, func(o *directory.Options) { o.Siblings = &siblings })
+	}
+	one, two := open(), open()
+	_, err := one.Create(t.Context(), volumeAt("pvc-1", "a/one"))
+	must(t, err)
+	_, err = two.Create(t.Context(), volumeAt("pvc-2", "a/two"))
+	must(t, err)
+	_, err = one.Create(t.Context(), volumeAt("pvc-3", "a/two/three"))
+	wantError(t, "Create in a sibling's volume", err, directory.ErrConflict)
+	_, err = one.Create(t.Context(), volumeAt("pvc-3", "b"))
+	must(t, err)
+	_, err = two.Create(t.Context(), volumeAt("pvc-4", "b/four"))
+	wantError(t, "Create in a sibling's volume", err, directory.ErrConflict)
+}
+
+func TestAPoolIsNotAdoptedAsAVolume(t *testing.T) {
+	b := newBench(t)
+	b.create(specFor("vol"))
+	must(t, os.MkdirAll(b.path("nested/.berth"), 0o700))
+	spec := volumeAt("pvc-2", "nested")
+	spec.Adopt = true
+	_, err := b.pool.Create(b.ctx, spec)
+	wantError(t, "Create", err, directory.ErrConflict)
 }

@@ -38,6 +38,29 @@ func newIndex() *index {
 	}
 }
 
+// Siblings are the pools of a process of which some may have the same base,
+// reached in different ways: an NFS export by two names of its server, or in
+// two versions of the protocol. They know of each other's paths. The zero value
+// is ready.
+type Siblings struct {
+	mu      sync.Mutex
+	indexes map[string]*index
+}
+
+// share returns the index of the pool id, which is fresh for the first to ask.
+func (s *Siblings) share(id string, fresh *index) *index {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known, ok := s.indexes[id]; ok {
+		return known
+	}
+	if s.indexes == nil {
+		s.indexes = map[string]*index{}
+	}
+	s.indexes[id] = fresh
+	return fresh
+}
+
 // reserve gives path to volume, unless it overlaps another volume's.
 func (x *index) reserve(path, volume string) error {
 	x.mu.Lock()

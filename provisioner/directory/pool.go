@@ -23,6 +23,13 @@ type Options struct {
 	// initialised, and refuses by returning an error that says why. It is not
 	// asked when an administrator has made the directory .berth.
 	RefuseInitialise func(ctx context.Context) error
+	// Cluster, when set, returns an id of the Kubernetes cluster, which is
+	// written into the pool too: two clusters that share one base could not see
+	// each other's volumes, and would take them for orphans.
+	Cluster func(ctx context.Context) (string, error)
+	// Siblings, when set, is shared with the other pools of this process whose
+	// bases may turn out to be the same directory.
+	Siblings *Siblings
 	// PurgeRate limits how many files a second are removed from the trash;
 	// zero means DefaultPurgeRate.
 	PurgeRate rate.Limit
@@ -45,9 +52,9 @@ type Pool struct {
 
 // opened is what a Pool learns when it first uses its base.
 type opened struct {
-	id    string
-	lock  io.Closer
-	index *index
+	identity identity
+	lock     io.Closer
+	index    *index
 }
 
 // NewPool returns the pool whose base is the root of fs. The base is not looked
@@ -155,7 +162,7 @@ func (p *Pool) enter(ctx context.Context, initialise bool) (_ *session, err erro
 		}
 		return nil, err
 	}
-	if err = checkIdentity(ctx, s.admin, s.id); err != nil {
+	if err = checkIdentity(ctx, s.admin, s.identity); err != nil {
 		return nil, err
 	}
 	if s.volumes, err = s.admin.Open(ctx, volumesName); err != nil {
@@ -198,7 +205,7 @@ func (p *Pool) open(ctx context.Context, root Dir, initialise bool) (_ *opened, 
 			err = errors.Join(err, lock.Close())
 		}
 	}()
-	id, err := p.identify(ctx, admin, initialise)
+	known, err := p.identify(ctx, admin, initialise)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +213,10 @@ func (p *Pool) open(ctx context.Context, root Dir, initialise bool) (_ *opened, 
 	if err != nil {
 		return nil, err
 	}
-	state := &opened{id: id, lock: lock, index: idx}
+	if p.options.Siblings != nil {
+		idx = p.options.Siblings.share(known.ID, idx)
+	}
+	state := &opened{identity: known, lock: lock, index: idx}
 	p.opened.Store(state)
 	p.wakeUp() // for what a crash left in the trash
 	return state, nil

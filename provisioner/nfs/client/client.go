@@ -159,7 +159,7 @@ func (c *Client) bound(ctx context.Context) (context.Context, context.CancelFunc
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, func() {}
 	}
-	return context.WithTimeout(ctx, c.options.Timeout)
+	return context.WithTimeoutCause(ctx, c.options.Timeout, timeoutError{c.options.Timeout})
 }
 
 // Version is the version in use.

@@ -7,34 +7,39 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
 
-// errLost says that a connection ended.
-var errLost = errors.New("connection lost")
+var (
+	// errLost says that a connection ended.
+	errLost = errors.New("connection lost")
+	// errSilent says that nothing came over it.
+	errSilent = errors.New("no answer")
+)
 
 // conn is a connection on which several calls may be outstanding.
 type conn struct {
 	network net.Conn
 	idle    time.Duration
-	silence time.Duration
+	// heard is told of every reply.
+	heard func()
 	// writing is held, by what it holds, by whoever sends.
 	writing chan struct{}
 
 	mu       sync.Mutex
 	waiting  map[uint32]chan []byte
-	received uint64
+	received time.Time
 	// unanswered is when the first call was sent since anything was received.
 	unanswered time.Time
 	lost       error
 	idling     *time.Timer
 }
 
-// newConn begins to read. A connection without calls for idle is closed, one
-// that is silent for silence although a call is outstanding counts as lost.
-func newConn(network net.Conn, idle, silence time.Duration) *conn {
-	c := &conn{network: network, idle: idle, silence: silence, writing: make(chan struct{}, 1), waiting: map[uint32]chan []byte{}}
+// newConn begins to read. A connection without calls for idle is closed.
+func newConn(network net.Conn, idle time.Duration, heard func()) *conn {
+	c := &conn{network: network, idle: idle, heard: heard, writing: make(chan struct{}, 1), waiting: map[uint32]chan []byte{}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.idling = time.AfterFunc(idle, c.closeIdle)
@@ -63,8 +68,9 @@ func (c *conn) read() {
 func (c *conn) deliver(xid uint32, record []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.received++
+	c.received = time.Now()
 	c.unanswered = time.Time{}
+	c.heard()
 	if reply, ok := c.waiting[xid]; ok {
 		reply <- record
 		c.forget(xid)
@@ -136,39 +142,50 @@ func (c *conn) abandon(xid uint32) {
 }
 
 // roundTrip sends a record and waits for the reply. The error wraps errLost
-// when the connection ended; sent says whether the server may have seen
+// when the connection ended, and errSilent when it did because nothing at all
+// has come for the time of silence; sent says whether the server may have seen
 // anything of the call.
-func (c *conn) roundTrip(ctx context.Context, xid uint32, record []byte) (result []byte, sent bool, err error) {
+func (c *conn) roundTrip(ctx context.Context, xid uint32, record []byte, silence time.Duration) (result []byte, sent bool, err error) {
 	reply, err := c.expect(xid)
 	if err != nil {
 		return nil, false, err
 	}
 	defer c.abandon(xid)
-	sent, err = c.send(ctx, record)
+	sent, err = c.send(ctx, record, silence)
 	if err != nil {
 		return nil, sent, err
 	}
-	result, err = c.wait(ctx, reply)
+	result, err = c.wait(ctx, reply, silence)
 	return result, true, err
 }
 
-func (c *conn) send(ctx context.Context, record []byte) (sent bool, err error) {
+func (c *conn) send(ctx context.Context, record []byte, silence time.Duration) (sent bool, err error) {
+	stuck := time.NewTimer(silence)
+	defer stuck.Stop()
 	select {
 	case c.writing <- struct{}{}:
 	case <-ctx.Done():
 		return false, ctx.Err()
+	case <-stuck.C:
+		return false, errSilent
 	}
 	defer func() { <-c.writing }()
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	deadline, _ := ctx.Deadline()
+	deadline := time.Now().Add(silence)
+	if earlier, ok := ctx.Deadline(); ok && earlier.Before(deadline) {
+		deadline = earlier
+	}
 	if err := c.network.SetWriteDeadline(deadline); err != nil {
 		c.close(err)
 		return false, c.err()
 	}
 	c.sending()
 	if n, err := c.network.Write(record); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = errSilent
+		}
 		// Half a record would spoil what follows.
 		c.close(err)
 		return n > 0, c.err()
@@ -178,9 +195,9 @@ func (c *conn) send(ctx context.Context, record []byte) (sent bool, err error) {
 
 // wait gives the connection up when nothing at all has come for a while: the
 // other end may be gone without a word.
-func (c *conn) wait(ctx context.Context, reply <-chan []byte) ([]byte, error) {
-	before := c.count()
-	silent := time.NewTimer(c.silence)
+func (c *conn) wait(ctx context.Context, reply <-chan []byte, silence time.Duration) ([]byte, error) {
+	begun := time.Now()
+	silent := time.NewTimer(silence)
 	defer silent.Stop()
 	for {
 		select {
@@ -190,18 +207,24 @@ func (c *conn) wait(ctx context.Context, reply <-chan []byte) ([]byte, error) {
 			}
 			return result, nil
 		case <-silent.C:
-			now := c.count()
-			if now == before {
-				c.close(fmt.Errorf("no answer within %v", c.silence))
+			left := silence - time.Since(later(begun, c.lastReceived()))
+			if left <= 0 {
+				c.close(errSilent)
 				return nil, c.err()
 			}
-			before = now
-			silent.Reset(c.silence)
+			silent.Reset(left)
 		case <-ctx.Done():
-			c.suspect()
+			c.suspect(silence)
 			return nil, ctx.Err()
 		}
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func (c *conn) sending() {
@@ -215,15 +238,15 @@ func (c *conn) sending() {
 // suspect gives the connection up if it has said nothing for a good part of what
 // it may be silent: callers with short deadlines must not all run into the same
 // dead connection.
-func (c *conn) suspect() {
+func (c *conn) suspect(silence time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.unanswered.IsZero() && time.Since(c.unanswered) > c.silence/4 {
+	if !c.unanswered.IsZero() && time.Since(c.unanswered) > silence/4 {
 		c.end(errors.New("no answer before a deadline"))
 	}
 }
 
-func (c *conn) count() uint64 {
+func (c *conn) lastReceived() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.received

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"syscall"
@@ -19,13 +18,12 @@ const (
 	bindAttempts = 64
 )
 
-const dialTimeout = 10 * time.Second
-
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
-// dial connects, from a reserved port if this process may have one.
-func dial(ctx context.Context, address string, unprivileged bool) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}
+// dial connects within timeout, from a reserved port if this process may have
+// one.
+func dial(ctx context.Context, address string, unprivileged bool, timeout time.Duration) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive}
 	if !unprivileged {
 		start := rand.IntN(reservedPorts) //nolint:gosec // any free port will do
 		for i := range bindAttempts {
@@ -35,19 +33,11 @@ func dial(ctx context.Context, address string, unprivileged bool) (net.Conn, err
 				continue
 			}
 			if !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.EPERM) {
-				return network, wrapDial(err)
+				return network, err
 			}
 			break
 		}
 		dialer.LocalAddr = nil
 	}
-	network, err := dialer.DialContext(ctx, "tcp", address)
-	return network, wrapDial(err)
-}
-
-func wrapDial(err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("connect to the NFS server: %w", err)
+	return dialer.DialContext(ctx, "tcp", address)
 }

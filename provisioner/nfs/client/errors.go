@@ -1,10 +1,12 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/buildbarn/go-xdr/pkg/protocols/nfsv3"
 	"github.com/buildbarn/go-xdr/pkg/protocols/nfsv4"
@@ -18,7 +20,50 @@ var (
 	ErrCrossesMount = errors.New("is a mount point")
 	// ErrTooLarge says that a file is larger than its reader allows.
 	ErrTooLarge = errors.New("file too large")
+	// ErrUnreachable says that a server is down, silent, or can't be found; the
+	// error is an UnreachableError.
+	ErrUnreachable = errors.New("unreachable")
+	// ErrBusy says that a server has asked for more time until the call's time
+	// was over.
+	ErrBusy = errors.New("the server is busy")
 )
+
+// timeoutError is why a context ended that had no deadline of its own: for
+// Options.Timeout.
+type timeoutError struct{ after time.Duration }
+
+func (e timeoutError) Error() string { return fmt.Sprintf("not done within %s", e.after) }
+
+// timedOut returns the timeoutError for which ctx ended.
+func timedOut(ctx context.Context) (e timeoutError, ok bool) {
+	ok = errors.As(context.Cause(ctx), &e)
+	return e, ok
+}
+
+// UnreachableError says that a server did not answer, or could not be connected
+// to. errors.Is(err, ErrUnreachable) finds it.
+type UnreachableError struct {
+	// Server is host:port.
+	Server string
+	// After is how long it was silent; 0 when Err says what happened.
+	After time.Duration
+	Err   error
+}
+
+func (e *UnreachableError) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("server %s: %v", e.Server, e.Err)
+	}
+	return fmt.Sprintf("server %s did not answer within %s", e.Server, e.After)
+}
+
+// Unwrap makes errors.Is find ErrUnreachable, and what happened.
+func (e *UnreachableError) Unwrap() []error {
+	if e.Err == nil {
+		return []error{ErrUnreachable}
+	}
+	return []error{ErrUnreachable, e.Err}
+}
 
 const (
 	hintInsecure = "export it with the option insecure, or let this process bind ports below 1024 (CAP_NET_BIND_SERVICE)"
@@ -116,6 +161,23 @@ func error4(op, name string, status nfsv4.Nfsstat4) error {
 		return nil
 	}
 	return newError(op, name, uint32(status), nfsv4.Nfsstat4_name[status]) //nolint:gosec // a number for a number
+}
+
+// busy is the error of a call that was answered err, which asks for time, until
+// ctx ended.
+func busy(ctx context.Context, err error) error {
+	if timeout, ok := timedOut(ctx); ok {
+		return fmt.Errorf("%w: %w, %w", ErrBusy, timeout, err)
+	}
+	return fmt.Errorf("%w: %w", ctx.Err(), err)
+}
+
+// failed names the operation in an error that is not a status.
+func failed(op, name string, err error) error {
+	if name == "" {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return fmt.Errorf("%s %q: %w", op, name, err)
 }
 
 // refused is the error for what this package itself refuses.

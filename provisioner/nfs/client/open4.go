@@ -59,7 +59,7 @@ func (f *file4) do(ctx context.Context, op string, build func(sequence uint32) [
 	for {
 		reply, err := f.protocol.within(ctx, f.state, false, build(f.sequence))
 		if err != nil {
-			return nil, fmt.Errorf("%s %q: %w", op, f.name, err)
+			return nil, failed(op, f.name, err)
 		}
 		if f.protocol.minor == 0 {
 			f.sequence++
@@ -69,7 +69,7 @@ func (f *file4) do(ctx context.Context, op string, build func(sequence uint32) [
 			return reply, err
 		}
 		if !wait.sleep(ctx) {
-			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+			return nil, busy(ctx, err)
 		}
 	}
 }

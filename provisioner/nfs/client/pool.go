@@ -1,13 +1,16 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -18,9 +21,11 @@ type PoolOptions struct {
 	Connections int
 	// IdleTimeout closes a connection without calls. The default is a minute.
 	IdleTimeout time.Duration
-	// SilenceTimeout is after how long without a word a connection with
-	// outstanding calls counts as lost. The default is 20 seconds.
-	SilenceTimeout time.Duration
+	// AnswerTimeout is how long a server may be silent, with a call outstanding,
+	// before the call fails with ErrUnreachable. After half of it another
+	// connection is tried, for a call that may be repeated. The default is 5
+	// seconds.
+	AnswerTimeout time.Duration
 }
 
 // Pool shares connections between the clients of the same servers.
@@ -39,8 +44,8 @@ func NewPool(options PoolOptions) *Pool {
 	if options.IdleTimeout <= 0 {
 		options.IdleTimeout = time.Minute
 	}
-	if options.SilenceTimeout <= 0 {
-		options.SilenceTimeout = 20 * time.Second
+	if options.AnswerTimeout <= 0 {
+		options.AnswerTimeout = 5 * time.Second
 	}
 	return &Pool{options: options, transports: map[string]*transport{}}
 }
@@ -82,6 +87,17 @@ type transport struct {
 	next         atomic.Uint32
 	reached      atomic.Bool
 	slots        []slot
+	// heard is when the server said something last, in Unix nanoseconds.
+	heard atomic.Int64
+	// down is why calls fail without being tried, for a moment after the server
+	// was found silent: what is left to do for the same volume would wait as
+	// long again.
+	down atomic.Pointer[outage]
+}
+
+type outage struct {
+	until time.Time
+	cause *UnreachableError
 }
 
 // slot is the place of a connection.
@@ -108,26 +124,31 @@ func (t *transport) close() {
 	}
 }
 
-func (t *transport) connect(ctx context.Context) (*conn, error) {
+// connect returns a connection, which it waits for no longer than silence.
+func (t *transport) connect(ctx context.Context, silence time.Duration) (*conn, error) {
 	s := &t.slots[int(t.next.Add(1))%len(t.slots)]
 	if c := s.conn(); c != nil {
 		return c, nil
 	}
+	stuck := time.NewTimer(silence)
+	defer stuck.Stop()
 	select {
 	case s.dialing <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	case <-stuck.C:
+		return nil, errSilent
 	}
 	defer func() { <-s.dialing }()
 	if c := s.conn(); c != nil {
 		return c, nil
 	}
-	network, err := dial(ctx, t.address, t.unprivileged)
+	network, err := dial(ctx, t.address, t.unprivileged, silence)
 	if err != nil {
 		return nil, err
 	}
 	t.reached.Store(true)
-	c := newConn(network, t.options.IdleTimeout, t.options.SilenceTimeout)
+	c := newConn(network, t.options.IdleTimeout, func() { t.heard.Store(time.Now().UnixNano()) })
 	s.mu.Lock()
 	s.open = c
 	s.mu.Unlock()
@@ -142,39 +163,90 @@ func (t *transport) call(ctx context.Context, r request) (record []byte, sent in
 	if err != nil {
 		return nil, 0, err
 	}
-	var wait backoff
+	if down := t.down.Load(); down != nil && time.Now().Before(down.until) {
+		return nil, 0, down.cause
+	}
+	begun := time.Now()
+	var (
+		wait    backoff
+		refused error // of the last attempt that was refused rather than ignored
+	)
 	for {
-		c, err := t.connect(ctx)
+		patience := t.options.AnswerTimeout - t.silentSince(begun)
+		if r.again {
+			patience = min(patience, t.options.AnswerTimeout/2)
+		}
+		c, err := t.connect(ctx, patience)
 		if err == nil {
 			var now bool
-			if record, now, err = c.roundTrip(ctx, xid, message); now {
+			if record, now, err = c.roundTrip(ctx, xid, message, patience); now {
 				sent++
 			}
 		}
 		unknown := sent > 0 && !r.again
+		if err != nil && !isSilence(err) {
+			refused = err
+		}
 		switch {
 		case err == nil:
 			return record, sent, nil
-		case ctx.Err() == nil && unknown:
-			return nil, sent, fmt.Errorf("%s: %w: %w", t.address, ErrOutcomeUnknown, err)
-		case ctx.Err() == nil && !t.reached.Load():
-			return nil, sent, err
-		case ctx.Err() != nil, !wait.sleep(ctx):
-			return nil, sent, unfinished(ctx, t.address, unknown, err)
+		case ctx.Err() != nil:
+			return nil, sent, t.unfinished(ctx, unknown, err)
+		case t.silentSince(begun) >= t.options.AnswerTimeout, unknown && isSilence(err), !t.reached.Load() && !isSilence(err):
+			return nil, sent, outcome(unknown, t.unreachable(begun, cmp.Or(refused, err)))
+		case unknown:
+			return nil, sent, outcome(unknown, fmt.Errorf("server %s: %w", t.address, err))
+		case !wait.sleep(ctx):
+			return nil, sent, t.unfinished(ctx, unknown, err)
 		}
 	}
 }
 
+// silentSince is for how long, at most since begun, the server has said nothing.
+func (t *transport) silentSince(begun time.Time) time.Duration {
+	return time.Since(later(begun, time.Unix(0, t.heard.Load())))
+}
+
+// unreachable is the error of a call for which the server could not be reached.
+func (t *transport) unreachable(begun time.Time, err error) error {
+	e := &UnreachableError{Server: t.address}
+	var errno syscall.Errno
+	switch {
+	case isSilence(err):
+		e.After = min(max(t.silentSince(begun).Round(time.Second/10), time.Second/10), t.options.AnswerTimeout)
+	case errors.As(err, &errno):
+		e.Err = errno // without the addresses, which are said already
+	default:
+		e.Err = err
+	}
+	t.down.Store(&outage{until: time.Now().Add(t.options.AnswerTimeout / 5), cause: e})
+	return e
+}
+
+// isSilence reports whether err says that a connection, or the attempt to make
+// one, ran out of time.
+func isSilence(err error) bool {
+	return errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
+}
+
 // unfinished is the error of a call whose context ended.
-func unfinished(ctx context.Context, address string, unknown bool, err error) error {
+func (t *transport) unfinished(ctx context.Context, unknown bool, err error) error {
+	if timeout, ok := timedOut(ctx); ok {
+		return outcome(unknown, &UnreachableError{Server: t.address, After: timeout.after})
+	}
 	cause := ctx.Err()
 	if !errors.Is(err, cause) {
 		cause = fmt.Errorf("%w: %w", cause, err)
 	}
-	if unknown {
-		cause = fmt.Errorf("%w: %w", ErrOutcomeUnknown, cause)
+	return outcome(unknown, fmt.Errorf("server %s: %w", t.address, cause))
+}
+
+// outcome adds ErrOutcomeUnknown to err when it applies.
+func outcome(unknown bool, err error) error {
+	if !unknown {
+		return err
 	}
-	return fmt.Errorf("%s: %w", address, cause)
+	return fmt.Errorf("%w: %w", err, ErrOutcomeUnknown)
 }
 
 // backoff waits longer every time.

@@ -52,6 +52,9 @@ type server struct {
 	before func(op string) uint32
 	// after is asked after an operation.
 	after func(op string) fault
+	// held says which operation's replies are held back, until release.
+	held    string
+	release chan struct{}
 	// minor refuses version 4 above this minor version; -1 refuses all.
 	minor int
 	// secure refuses mounts, as for a port above 1023.
@@ -197,39 +200,65 @@ func (s *server) serve(connection net.Conn) {
 		if _, err := io.ReadFull(input, record); err != nil {
 			return
 		}
-		reply, f := s.answer(&reader{record})
-		switch f {
-		case dropReply:
+		reply, f, held := s.answer(&reader{record})
+		if held != nil {
+			go func() {
+				<-held
+				s.reply(connection, reply, none)
+			}()
 			continue
-		case closeConnection:
-			return
-		case truncateReply:
-			reply = reply[:len(reply)-5]
-		case garbleReply:
-			for i := 24; i < len(reply); i++ {
-				reply[i] ^= 0xa5
-			}
 		}
-		size := len(reply)
-		if f == truncateReply {
-			size += 5
+		if f == dropReply {
+			continue
 		}
-		// In two fragments, as a server may.
-		out := binary.BigEndian.AppendUint32(nil, 8)
-		out = append(out, reply[:8]...)
-		out = binary.BigEndian.AppendUint32(out, uint32(size-8)|1<<31)
-		out = append(out, reply[8:]...)
-		if f == duplicateReply {
-			out = append(out, out...)
-		}
-		if _, err := connection.Write(out); err != nil || f == truncateReply {
+		if f == closeConnection || !s.reply(connection, reply, f) {
 			return
 		}
 	}
 }
 
+// reply sends a reply, as far as f lets it, and reports whether the connection
+// is any good afterwards.
+func (s *server) reply(connection net.Conn, reply []byte, f fault) bool {
+	size := len(reply)
+	switch f {
+	case truncateReply:
+		reply = reply[:size-5]
+	case garbleReply:
+		for i := 24; i < size; i++ {
+			reply[i] ^= 0xa5
+		}
+	}
+	// In two fragments, as a server may.
+	out := binary.BigEndian.AppendUint32(nil, 8)
+	out = append(out, reply[:8]...)
+	out = binary.BigEndian.AppendUint32(out, uint32(size-8)|1<<31)
+	out = append(out, reply[8:]...)
+	if f == duplicateReply {
+		out = append(out, out...)
+	}
+	_, err := connection.Write(out)
+	return err == nil && f != truncateReply
+}
+
+// hold keeps back the replies to an operation, and only those, until release is
+// called.
+func (s *server) hold(op string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held, s.release = op, make(chan struct{})
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.held != "" {
+			s.held = ""
+			close(s.release)
+		}
+	}
+}
+
 // answer does a call.
-func (s *server) answer(r *reader) ([]byte, fault) {
+func (s *server) answer(r *reader) (_ []byte, f fault, held <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	xid := r.u32()
@@ -257,10 +286,13 @@ func (s *server) answer(r *reader) ([]byte, fault) {
 	var reply writer
 	reply.u32(xid, 1, 0, 0, 0, accept)
 	reply.Write(results.Bytes())
-	if s.after == nil {
-		return reply.Bytes(), none
+	if op != "" && s.held == op {
+		held = s.release
 	}
-	return reply.Bytes(), s.after(op)
+	if s.after != nil {
+		f = s.after(op)
+	}
+	return reply.Bytes(), f, held
 }
 
 func (s *server) mount(r *reader, w *writer) {

@@ -77,14 +77,14 @@ func call3[R reply3](ctx context.Context, p *protocol3, procedure procedure3, na
 	for {
 		reply, err := once3(ctx, p, procedure, args, read)
 		if err != nil {
-			return reply, fmt.Errorf("%s %q: %w", procedure.name, name, err)
+			return reply, failed(procedure.name, name, err)
 		}
 		err = error3(procedure.name, name, reply.GetStatus())
 		if reply.GetStatus() != nfsv3.NFS3ERR_JUKEBOX {
 			return reply, err
 		}
 		if !wait.sleep(ctx) {
-			return reply, fmt.Errorf("%w: %w", ctx.Err(), err)
+			return reply, busy(ctx, err)
 		}
 	}
 }

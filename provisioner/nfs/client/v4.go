@@ -55,7 +55,7 @@ func (p *protocol4) do(ctx context.Context, op, name string, again bool, operati
 	for {
 		reply, err := p.once(ctx, again, operations)
 		if err != nil && !errors.Is(err, errStateLost) {
-			return nil, fmt.Errorf("%s %q: %w", op, name, err)
+			return nil, failed(op, name, err)
 		}
 		if err == nil {
 			err = error4(op, name, reply.status)
@@ -64,7 +64,7 @@ func (p *protocol4) do(ctx context.Context, op, name string, again bool, operati
 			}
 		}
 		if !wait.sleep(ctx) {
-			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+			return nil, busy(ctx, err)
 		}
 	}
 }
