@@ -55,11 +55,26 @@ const eager = "--bind-grace=2ms"
 // swept has berth remove orphans at once.
 var swept = []string{"--orphan-grace=0s", "--orphan-interval=1s"}
 
-func newCrashSite(t *testing.T) *site {
+// crashSites are the drivers that berth is killed with.
+var crashSites = map[string]func(*testing.T) *site{
+	"hostpath": func(t *testing.T) *site { return newSite(t) },
+	"nfs":      func(t *testing.T) *site { return newNFSSite(t) },
+}
+
+// eachCrash runs a test for every driver and every point.
+func eachCrash(t *testing.T, points []crashpoint.Point, test func(t *testing.T, point crashpoint.Point, newCrashSite func(*testing.T) *site)) {
 	t.Helper()
-	s := newSite(t)
-	s.class(s.name)
-	return s
+	for driver, newSite := range crashSites {
+		for _, point := range points {
+			t.Run(driver+"/"+string(point), func(t *testing.T) {
+				test(t, point, func(t *testing.T) *site {
+					s := newSite(t)
+					s.class(s.name)
+					return s
+				})
+			})
+		}
+	}
 }
 
 // crashWhileMaking creates claims until berth was killed at point. That is the
@@ -84,78 +99,96 @@ func (s *site) crashWhileMaking(point crashpoint.Point) []*corev1.PersistentVolu
 func (s *site) fill(volume *corev1.PersistentVolume) {
 	s.t.Helper()
 	for _, name := range []string{"a", "b", "c/d", "c/e"} {
-		path := filepath.Join(volume.Spec.Local.Path, name)
+		path := filepath.Join(s.dirOf(volume), name)
 		s.ok(os.MkdirAll(filepath.Dir(path), 0o750))
 		s.ok(os.WriteFile(path, []byte(name), 0o600))
 	}
 }
 
 func TestKilledWhileMakingAVolume(t *testing.T) {
-	for _, point := range makingPoints {
-		t.Run(string(point), func(t *testing.T) {
-			t.Run("it is finished after a restart", func(t *testing.T) {
-				s := newCrashSite(t)
-				claims := s.crashWhileMaking(point)
-				s.start("")
-				for _, claim := range claims {
-					s.expectBound(claim)
-				}
-				n := len(claims)
-				s.Expect(s.inventory()).To(gomega.Equal(inventory{volumes: n, directories: n, markers: n}))
-				for _, claim := range claims {
-					s.fill(s.expectBound(claim)) // the directory is the volume's
-					s.delete(claim)
-				}
-				s.expectNothingLeft()
-			})
-			t.Run("nothing is left when the claim goes meanwhile", func(t *testing.T) {
-				s := newCrashSite(t)
-				claims := s.crashWhileMaking(point)
-				for _, claim := range claims {
-					s.delete(claim)
-				}
-				for _, claim := range claims {
-					s.Eventually(func() bool { return s.get(claim) }).Should(gomega.BeFalse())
-				}
-				s.start("", swept...)
-				s.expectNothingLeft()
-			})
+	eachCrash(t, makingPoints, func(t *testing.T, point crashpoint.Point, newCrashSite func(*testing.T) *site) {
+		t.Run("it is finished after a restart", func(t *testing.T) {
+			s := newCrashSite(t)
+			claims := s.crashWhileMaking(point)
+			s.start("")
+			for _, claim := range claims {
+				s.expectBound(claim)
+			}
+			n := len(claims)
+			s.Expect(s.inventory()).To(gomega.Equal(inventory{volumes: n, directories: n, markers: n}))
+			for _, claim := range claims {
+				s.fill(s.expectBound(claim)) // the directory is the volume's
+				s.delete(claim)
+			}
+			s.expectNothingLeft()
 		})
-	}
+		t.Run("nothing is left when the claim goes meanwhile", func(t *testing.T) {
+			s := newCrashSite(t)
+			claims := s.crashWhileMaking(point)
+			for _, claim := range claims {
+				s.delete(claim)
+			}
+			for _, claim := range claims {
+				s.Eventually(func() bool { return s.get(claim) }).Should(gomega.BeFalse())
+			}
+			s.start("", swept...)
+			s.expectNothingLeft()
+		})
+	})
 }
 
 func TestKilledWhileEndingAVolume(t *testing.T) {
-	for _, point := range endingPoints {
-		t.Run(string(point), func(t *testing.T) {
-			t.Run("that held data", func(t *testing.T) {
-				s := newCrashSite(t)
-				first := s.start("")
-				claim, kept := s.claim("data"), s.claim("kept")
-				s.fill(s.expectBound(claim))
-				survivor := s.expectBound(kept)
-				s.fill(survivor)
-				first.stop()
-				second := s.start(point)
+	eachCrash(t, endingPoints, func(t *testing.T, point crashpoint.Point, newCrashSite func(*testing.T) *site) {
+		t.Run("that held data", func(t *testing.T) {
+			s := newCrashSite(t)
+			first := s.start("")
+			claim, kept := s.claim("data"), s.claim("kept")
+			s.fill(s.expectBound(claim))
+			survivor := s.expectBound(kept)
+			s.fill(survivor)
+			first.stop()
+			second := s.start(point)
+			s.delete(claim)
+			second.expectCrash()
+			s.start("", swept...)
+			s.Eventually(s.inventory).Should(gomega.Equal(inventory{volumes: 1, directories: 1, markers: 1}))
+			s.Expect(s.expectBound(kept).Name).To(gomega.Equal(survivor.Name))
+			s.Expect(os.ReadFile(filepath.Join(s.dirOf(survivor), "c", "d"))).To(gomega.Equal([]byte("c/d")))
+			s.delete(kept)
+			s.expectNothingLeft()
+		})
+		t.Run("that the claim did not wait for, after another crash", func(t *testing.T) {
+			s := newCrashSite(t)
+			for _, claim := range s.crashWhileMaking(crashpoint.VolumeCreated) {
 				s.delete(claim)
-				second.expectCrash()
-				s.start("", swept...)
-				s.Eventually(s.inventory).Should(gomega.Equal(inventory{volumes: 1, directories: 1, markers: 1}))
-				s.Expect(s.expectBound(kept).Name).To(gomega.Equal(survivor.Name))
-				s.Expect(os.ReadFile(filepath.Join(survivor.Spec.Local.Path, "c", "d"))).To(gomega.Equal([]byte("c/d")))
-				s.delete(kept)
-				s.expectNothingLeft()
-			})
-			t.Run("that the claim did not wait for, after another crash", func(t *testing.T) {
-				s := newCrashSite(t)
-				for _, claim := range s.crashWhileMaking(crashpoint.VolumeCreated) {
-					s.delete(claim)
-					s.Eventually(func() bool { return s.get(claim) }).Should(gomega.BeFalse())
-				}
-				s.Eventually(s.volumePhases).Should(gomega.HaveEach(corev1.VolumeReleased), "kube-controller-manager saw it first")
-				s.start(point).expectCrash()
-				s.start("", swept...)
-				s.expectNothingLeft()
-			})
+				s.Eventually(func() bool { return s.get(claim) }).Should(gomega.BeFalse())
+			}
+			s.Eventually(s.volumePhases).Should(gomega.HaveEach(corev1.VolumeReleased), "kube-controller-manager saw it first")
+			s.start(point).expectCrash()
+			s.start("", swept...)
+			s.expectNothingLeft()
+		})
+	})
+}
+
+// The archive is reached by the same steps as the trash, and one more.
+func TestKilledWhileArchiving(t *testing.T) {
+	for _, point := range []crashpoint.Point{crashpoint.MovedToTrash, crashpoint.MarkerRemoved, crashpoint.StorageDeleted, crashpoint.VolumeDeleted} {
+		t.Run(string(point), func(t *testing.T) {
+			s := newNFSSite(t, "onDelete", "archive")
+			s.class(s.name)
+			first := s.start("")
+			claim := s.claim("data")
+			s.fill(s.expectBound(claim))
+			first.stop()
+			second := s.start(point)
+			s.delete(claim)
+			second.expectCrash()
+			s.start("", swept...)
+			s.expectNothingLeft()
+			archived := s.entries(".berth", "archive")
+			s.Expect(archived).To(gomega.HaveLen(2), "the directory and its marker")
+			s.Expect(os.ReadFile(filepath.Join(s.pool, ".berth", "archive", archived[0], "c", "d"))).To(gomega.Equal([]byte("c/d")))
 		})
 	}
 }

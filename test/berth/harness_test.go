@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +26,9 @@ import (
 
 	"github.com/berth-storage/berth/internal/crashpoint"
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/nfs"
+	"github.com/berth-storage/berth/provisioner/request"
+	"github.com/berth-storage/berth/test/nfsserver"
 )
 
 var sites atomic.Int64
@@ -38,8 +42,25 @@ type site struct {
 	client     client.Client
 	name       string // of the namespace, the class and the node
 	dir        string // holds the pool, and what lies beside it
-	pool       string
+	pool       string // or share
 	kubeconfig string
+	// provisioner and parameters are those of the site's class.
+	provisioner string
+	parameters  []string
+}
+
+// newNFSSite is newSite with an NFS server in place of the node's disk.
+func newNFSSite(t *testing.T, parameters ...string) *site {
+	t.Helper()
+	s := newSite(t)
+	server := nfsserver.ForTest(t, nfsserver.Export{Path: s.pool, Pseudo: "/export"})
+	s.provisioner = nfs.Name
+	s.parameters = append(nfsParameters(server), parameters...)
+	return s
+}
+
+func nfsParameters(server *nfsserver.Server) []string {
+	return []string{"server", nfsserver.Address, "share", "/export", "port", strconv.Itoa(int(server.Port)), "nfsVersion", "4.1"}
 }
 
 func newSite(t *testing.T) *site {
@@ -52,7 +73,7 @@ func newSite(t *testing.T) *site {
 	dir := t.TempDir()
 	s := &site{
 		WithT: gomega.NewWithT(t), t: t, client: c, name: name, dir: dir,
-		pool: filepath.Join(dir, "pool"), kubeconfig: filepath.Join(dir, "kubeconfig"),
+		pool: filepath.Join(dir, "pool"), kubeconfig: filepath.Join(dir, "kubeconfig"), provisioner: hostpath.Name,
 	}
 	s.ok(os.Mkdir(s.pool, 0o750))
 	s.ok(plane.WriteKubeconfig(s.kubeconfig, berthUser, "system:masters"))
@@ -89,12 +110,13 @@ func (s *site) get(o client.Object) bool {
 	return true
 }
 
-// class creates a class of the hostpath driver, with parameters as key, value.
+// class creates a class of the site's driver, with parameters as key, value.
 func (s *site) class(name string, parameters ...string) {
 	s.t.Helper()
+	parameters = append(slices.Clone(s.parameters), parameters...)
 	class := &storagev1.StorageClass{
 		ObjectMeta:        metav1.ObjectMeta{Name: name},
-		Provisioner:       hostpath.Name,
+		Provisioner:       s.provisioner,
 		ReclaimPolicy:     ptr.To(corev1.PersistentVolumeReclaimDelete),
 		VolumeBindingMode: ptr.To(storagev1.VolumeBindingImmediate),
 		Parameters:        map[string]string{},
@@ -214,14 +236,19 @@ func (s *site) expectBound(claim *corev1.PersistentVolumeClaim) *corev1.Persiste
 	return volume
 }
 
-// volumes returns the names of the volumes on the site's node.
+// dirOf returns the directory of volume.
+func (s *site) dirOf(volume *corev1.PersistentVolume) string {
+	return filepath.Join(s.pool, volume.Annotations[request.AnnPath])
+}
+
+// volumes returns the names of the volumes of the site.
 func (s *site) volumes() []string {
 	s.t.Helper()
 	var list corev1.PersistentVolumeList
 	s.ok(s.client.List(s.t.Context(), &list))
 	var names []string
 	for _, v := range list.Items {
-		if v.Annotations[hostpath.AnnNode] == s.name {
+		if v.Annotations[hostpath.AnnNode] == s.name || strings.HasPrefix(v.Annotations[request.AnnClaim], s.name+"/") {
 			names = append(names, v.Name)
 		}
 	}
