@@ -21,7 +21,7 @@ const (
 	gatePlaces = 16
 	// stall is for how long no call may end before those that wait for a place
 	// are sent away.
-	stall = time.Second
+	stall = time.Second / 2
 	// reopenMin and reopenMax bound the time between two attempts to find a
 	// silent server back.
 	reopenMin = time.Second
@@ -100,14 +100,28 @@ func (g *gate) come() {
 	}
 }
 
-// enter takes a place, unless the gate is closed or closes meanwhile.
+// enter takes a place, unless the gate is closed or closes meanwhile. It waits
+// for one as long as calls end.
 func (g *gate) enter(ctx context.Context) error {
 	for {
 		closed, changed := g.look()
 		if closed != nil {
 			return closed
 		}
-		timer := g.clock.NewTimer(stall)
+		select {
+		case g.places <- struct{}{}:
+			g.come()
+			return nil
+		default:
+		}
+		idle := g.idle()
+		if idle >= stall {
+			return &provisioner.UnavailableError{
+				RetryAfter: g.jitter(stall),
+				Err:        fmt.Errorf("%d operations are under way, and none has ended for %s", gatePlaces, idle.Round(time.Second/10)),
+			}
+		}
+		timer := g.clock.NewTimer(stall - idle)
 		select {
 		case g.places <- struct{}{}:
 			timer.Stop()
@@ -115,12 +129,6 @@ func (g *gate) enter(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-timer.C():
-			if idle := g.idle(); idle >= stall {
-				return &provisioner.UnavailableError{
-					RetryAfter: g.jitter(stall),
-					Err:        fmt.Errorf("%d operations are under way, and none has ended for %s", gatePlaces, idle.Round(time.Second/10)),
-				}
-			}
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()

@@ -61,7 +61,7 @@ func (s Share) join(rel string) string { return path.Join(s.Path, rel) }
 // below returns where other lies in s, "" when it is s, and false when it does
 // not lie there.
 func (s Share) below(other Share) (rel string, ok bool) {
-	if s.Server != other.Server {
+	if s.address() != other.address() {
 		return "", false
 	}
 	if s.Path == other.Path {

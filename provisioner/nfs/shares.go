@@ -126,10 +126,12 @@ func (all *shares) refuseInitialise(ctx context.Context, s Share) error {
 		return fmt.Errorf("whether %s has volumes is unknown: %w", s, err)
 	}
 	for _, v := range volumes {
-		if v.Share.Server == s.Server && v.Share.Path == s.Path {
+		rel, ok := v.Share.below(s)
+		switch {
+		case !ok:
+		case rel == "":
 			return fmt.Errorf("but Kubernetes has volumes on %s: is the right directory exported?", s)
-		}
-		if rel, ok := v.Share.below(s); ok && (within(rel, v.Path)) {
+		case within(rel, v.Path):
 			return fmt.Errorf("it is, or lies in, a volume on %s", v.Share)
 		}
 	}
