@@ -30,7 +30,7 @@ func slimClaim(o any) (any, error) {
 	}
 	claim.ManagedFields = nil
 	delete(claim.Annotations, corev1.LastAppliedConfigAnnotation)
-	if claim.Spec.VolumeName != "" {
+	if claim.Spec.VolumeName != "" && !wantsExpansion(claim) {
 		claim.Labels, claim.Annotations, claim.OwnerReferences = nil, nil, nil
 		claim.Spec = corev1.PersistentVolumeClaimSpec{
 			VolumeName:       claim.Spec.VolumeName,

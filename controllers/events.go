@@ -9,20 +9,24 @@ import (
 	"k8s.io/client-go/tools/events"
 )
 
-// Reasons of the events Berth writes. They, and the messages that go with
-// them, are those of sig-storage-lib-external-provisioner, since people search
-// for them.
+// Reasons of the events Berth writes. They are those of
+// sig-storage-lib-external-provisioner, along with the messages, and of
+// external-resizer (pkg/util/events.go), since people search for them.
 const (
 	reasonProvisioning          = "Provisioning"
 	reasonProvisioningSucceeded = "ProvisioningSucceeded"
 	reasonProvisioningFailed    = "ProvisioningFailed"
 	reasonVolumeFailedDelete    = "VolumeFailedDelete"
+
+	reasonVolumeResizeSuccessful = "VolumeResizeSuccessful"
+	reasonVolumeResizeFailed     = "VolumeResizeFailed"
 )
 
 // Actions of the events Berth writes, as the events API wants one.
 const (
 	actionProvision = "Provision"
 	actionReclaim   = "Reclaim"
+	actionExpand    = "Expand"
 )
 
 // maxEventNote is how many bytes the API server takes in an event's note

@@ -145,7 +145,11 @@ func setup(ctx context.Context, mgr manager.Manager, drivers *provisioner.Regist
 	}
 	claims := &controllers.ClaimReconciler{Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Clock: o.clock}
 	volumes := &controllers.VolumeReconciler{Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Clock: o.clock}
+	expansions := &controllers.ExpansionReconciler{
+		Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Metrics: series, Clock: o.clock,
+	}
 	errs := []error{
+		expansions.SetupWithManager(mgr, workers),
 		controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()),
 		claims.SetupWithManager(mgr, workers),
 		volumes.SetupWithManager(mgr, workers),

@@ -26,6 +26,8 @@ type memoryDriver struct {
 	provision  func(context.Context, libcontroller.ProvisionOptions) (libcontroller.ProvisioningState, error)
 	remove     func(context.Context, *corev1.PersistentVolume) error
 	finish     func(*corev1.PersistentVolume)
+	expansions []int64
+	expand     func(context.Context, int64) error
 }
 
 type memoryStorage struct {
@@ -84,6 +86,34 @@ func (d *memoryDriver) OnFinish(f func(*corev1.PersistentVolume)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.finish = f
+}
+
+// OnExpand has every Expand from now on do what f says; nil to succeed.
+func (d *memoryDriver) OnExpand(f func(ctx context.Context, size int64) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.expand = f
+}
+
+// Expansions returns the sizes Expand was called for.
+func (d *memoryDriver) Expansions() []int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.expansions)
+}
+
+// Expand implements provisioner.Expander.
+func (d *memoryDriver) Expand(ctx context.Context, _ *corev1.PersistentVolume, size int64) (string, error) {
+	d.mu.Lock()
+	d.expansions = append(d.expansions, size)
+	hook := d.expand
+	d.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, size); err != nil {
+			return "", err
+		}
+	}
+	return "memory is cheap", nil
 }
 
 // Provisions returns the calls of Provision so far.

@@ -12,6 +12,8 @@ type Metrics struct {
 	orphans        *prometheus.GaugeVec
 	orphansRemoved *prometheus.CounterVec
 	missing        *prometheus.GaugeVec
+	expandSeconds  *prometheus.HistogramVec
+	expandFailed   *prometheus.CounterVec
 }
 
 // The values of the label binder: who finished a bind.
@@ -46,6 +48,15 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 			Help: "PersistentVolumes whose driver has no record of any storage, at the last sweep. Broken down by driver.",
 		}, []string{"driver"}),
 	}
-	registerer.MustRegister(m.bindSeconds, m.lostRepaired, m.orphans, m.orphansRemoved, m.missing)
+	m.expandSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "berth_expansion_duration_seconds",
+		Help:    "Seconds it took to expand a volume, attempts that failed left out. Broken down by class.",
+		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600},
+	}, []string{"class"})
+	m.expandFailed = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "berth_expansions_failed_total",
+		Help: "Attempts to expand a volume that failed. Broken down by class.",
+	}, []string{"class"})
+	registerer.MustRegister(m.bindSeconds, m.lostRepaired, m.orphans, m.orphansRemoved, m.missing, m.expandSeconds, m.expandFailed)
 	return m
 }

@@ -30,9 +30,9 @@ func TestGeneratedRolesSuffice(t *testing.T) {
 	config, err := cp.User(minimalUser)
 	s.ok(err)
 	s.run(driver, func(o *berthOptions) { o.config = config })
-	class := s.class(waitForConsumer, func(c *storagev1.StorageClass) { c.Annotations[defaultClassKey] = "true" })
+	class := s.class(waitForConsumer, growing, func(c *storagev1.StorageClass) { c.Annotations[defaultClassKey] = "true" })
 
-	// Reschedule, provision, bind, protect and unprotect, reclaim.
+	// Reschedule, provision, bind, expand, protect and unprotect, reclaim.
 	driver.FailProvision(libcontroller.ProvisioningReschedule, errors.New("no room"))
 	claim := s.claim("data", annotate(selectedNodeKey, "full"))
 	s.Eventually(func() map[string]string { s.get(claim); return claim.Annotations }).ShouldNot(gomega.HaveKey(selectedNodeKey))
@@ -40,6 +40,8 @@ func TestGeneratedRolesSuffice(t *testing.T) {
 	driver.OnProvision(nil)
 	patch(s, claim, annotate(selectedNodeKey, "roomy"))
 	volume := s.expectBound(claim)
+	patch(s, claim, ask("2Gi"))
+	s.Eventually(func() [2]string { return s.sizes(claim) }).Should(gomega.Equal([2]string{"2Gi", "2Gi"}))
 	finalizers := func() []string { s.get(volume); return volume.Finalizers }
 	patch(s, volume, setPolicy(corev1.PersistentVolumeReclaimRetain))
 	s.Eventually(finalizers).ShouldNot(gomega.ContainElement(deletionFinalizer))

@@ -15,6 +15,7 @@ import (
 	"iter"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
@@ -60,4 +61,14 @@ type Record struct {
 	ClaimUID types.UID
 	// Created is when the driver began to make the volume.
 	Created time.Time
+}
+
+// Expander is implemented by drivers whose volumes can grow.
+type Expander interface {
+	// Expand makes room for size bytes in volume, which has less by its
+	// spec.capacity, and never takes any away. A call repeated after a crash
+	// finishes what the first began. The result says what the size means to
+	// those who use the volume; it is part of an event, for example "the size
+	// is not enforced: …".
+	Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (note string, err error)
 }

@@ -224,6 +224,12 @@ func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Ma
 	if err := volumes.SetupWithManager(mgr, o.workers); err != nil {
 		return err
 	}
+	expansions := &controllers.ExpansionReconciler{
+		Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Metrics: series, Clock: clock.RealClock{},
+	}
+	if err := expansions.SetupWithManager(mgr, o.workers); err != nil {
+		return err
+	}
 	if o.binding == bindingAssist {
 		binder := &controllers.BindReconciler{
 			Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: clock.RealClock{}, Grace: o.bindGrace,

@@ -9,7 +9,7 @@ package crashpoint
 // Point is a moment between two steps that must be safe to be killed at.
 type Point string
 
-// The steps of making, binding and reclaiming a volume, in order.
+// The steps of making, binding, reclaiming and expanding a volume, in order.
 const (
 	MarkerWritten     Point = "marker-written"
 	DirectoryCreated  Point = "directory-created"
@@ -23,4 +23,6 @@ const (
 	VolumeDeleted     Point = "volume-deleted"
 	FinalizerRemoved  Point = "finalizer-removed"
 	TrashPartlyPurged Point = "trash-partly-purged"
+	StorageExpanded   Point = "storage-expanded"
+	VolumeExpanded    Point = "volume-expanded"
 )

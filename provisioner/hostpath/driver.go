@@ -50,6 +50,7 @@ type Driver struct {
 
 var (
 	_ provisioner.Driver           = (*Driver)(nil)
+	_ provisioner.Expander         = (*Driver)(nil)
 	_ provisioner.Inventory        = (*Driver)(nil)
 	_ provisioner.BackgroundWorker = (*Driver)(nil)
 	_ controller.DeletionGuard     = (*Driver)(nil)
@@ -172,19 +173,43 @@ func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) er
 	if reason := d.ignores(volume); reason != "" {
 		return &controller.IgnoredError{Reason: reason}
 	}
-	expect, err := request.Expectation(volume)
+	pool, expect, err := d.find(volume)
 	if err != nil {
-		return fmt.Errorf("delete volume %s: %w", volume.Name, err)
-	}
-	pool := volume.Annotations[AnnPool]
-	base, err := d.node.base(pool)
-	if err != nil {
-		return fmt.Errorf("delete volume %s: %w", volume.Name, err)
-	}
-	if source, want := sourcePath(volume), filepath.Join(base, expect.Path); source != want {
-		return fmt.Errorf("delete volume %s: its path is %q, by its annotations and the pool's directory it should be %q; not touching either", volume.Name, source, want)
+		return fmt.Errorf("delete volume %s: %w; not touching anything", volume.Name, err)
 	}
 	return d.node.delete(ctx, pool, volume.Name, expect)
+}
+
+// Expand records the new size, which nothing enforces.
+func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (string, error) {
+	if reason := d.ignores(volume); reason != "" {
+		return "", &controller.IgnoredError{Reason: reason}
+	}
+	pool, expect, err := d.find(volume)
+	if err != nil {
+		return "", fmt.Errorf("expand volume %s: %w", volume.Name, err)
+	}
+	if err := d.checkSize(ctx, pool, *resource.NewQuantity(size, resource.BinarySI)); err != nil {
+		return "", err
+	}
+	return "the size is not enforced: volumes of a pool have its filesystem's space in common", d.node.resize(ctx, pool, volume.Name, expect, size)
+}
+
+// find returns the pool of volume, and what has to be true of its directory.
+func (d *Driver) find(volume *corev1.PersistentVolume) (pool string, _ directory.Expectation, _ error) {
+	expect, err := request.Expectation(volume)
+	if err != nil {
+		return "", directory.Expectation{}, err
+	}
+	pool = volume.Annotations[AnnPool]
+	base, err := d.node.base(pool)
+	if err != nil {
+		return "", directory.Expectation{}, err
+	}
+	if source, want := sourcePath(volume), filepath.Join(base, expect.Path); source != want {
+		return "", directory.Expectation{}, fmt.Errorf("its path is %q, by its annotations and the pool's directory it should be %q", source, want)
+	}
+	return pool, expect, nil
 }
 
 // ignores says why a volume is none of this driver's business, or "".

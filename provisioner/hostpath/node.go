@@ -144,6 +144,15 @@ func (n *node) create(ctx context.Context, name string, spec directory.Spec) (di
 }
 
 func (n *node) delete(ctx context.Context, name, volume string, expect directory.Expectation) error {
+	return n.within(ctx, name, func(p pool) error { return p.Delete(ctx, volume, expect) })
+}
+
+func (n *node) resize(ctx context.Context, name, volume string, expect directory.Expectation, size int64) error {
+	return n.within(ctx, name, func(p pool) error { return p.Resize(ctx, volume, expect, size) })
+}
+
+// within calls f from a place in the pool. Errors name the pool.
+func (n *node) within(ctx context.Context, name string, f func(pool) error) error {
 	p, err := n.pool(name)
 	if err != nil {
 		return err
@@ -153,7 +162,7 @@ func (n *node) delete(ctx context.Context, name, volume string, expect directory
 		return inPool(name, err)
 	}
 	defer leave()
-	return inPool(name, p.Delete(ctx, volume, expect))
+	return inPool(name, f(p))
 }
 
 // discard looks for the volume in every pool, since its name does not say where

@@ -62,6 +62,7 @@ type Driver struct {
 
 var (
 	_ provisioner.Driver           = (*Driver)(nil)
+	_ provisioner.Expander         = (*Driver)(nil)
 	_ provisioner.Inventory        = (*Driver)(nil)
 	_ provisioner.BackgroundWorker = (*Driver)(nil)
 )
@@ -148,25 +149,41 @@ func (d *Driver) keepClearOfOthers(ctx context.Context, share Share, path string
 	return nil
 }
 
+// Expand records the new size. NFS has no way to enforce one.
+func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (string, error) {
+	share, expect, err := d.find(volume)
+	if err != nil {
+		return "", fmt.Errorf("expand volume %s: %w", volume.Name, err)
+	}
+	const note = "the size is not enforced: volumes of an NFS share have its space in common"
+	return note, share.do(ctx, func(ctx context.Context) error { return share.Resize(ctx, volume.Name, expect, size) })
+}
+
 // Delete moves the volume's directory to the trash or the archive, or lets it
 // go, after the marker has confirmed everything that the PersistentVolume says.
 func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) error {
 	if driver := volume.Annotations[request.AnnDriver]; driver != Name {
 		return &controller.IgnoredError{Reason: fmt.Sprintf("volume %s has annotation %s %q, not %q", volume.Name, request.AnnDriver, driver, Name)}
 	}
-	at, err := Describes(volume)
+	share, expect, err := d.find(volume)
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w; not touching anything", volume.Name, err)
 	}
+	return share.do(ctx, func(ctx context.Context) error { return share.Pool.Delete(ctx, volume.Name, expect) })
+}
+
+// find returns where volume is, and what has to be true of its directory.
+func (d *Driver) find(volume *corev1.PersistentVolume) (*share, directory.Expectation, error) {
+	at, err := Describes(volume)
+	if err != nil {
+		return nil, directory.Expectation{}, err
+	}
 	expect, err := request.Expectation(volume)
 	if err != nil {
-		return fmt.Errorf("delete volume %s: %w", volume.Name, err)
+		return nil, directory.Expectation{}, err
 	}
 	share, err := d.shares.get(at.Share)
-	if err != nil {
-		return fmt.Errorf("delete volume %s: %w", volume.Name, err)
-	}
-	return share.do(ctx, func(ctx context.Context) error { return share.Pool.Delete(ctx, volume.Name, expect) })
+	return share, expect, err
 }
 
 // Discard drops a volume, as long as its directory is empty. It looks for the

@@ -18,8 +18,8 @@ import (
 	"github.com/berth-storage/berth/internal/crashpoint"
 )
 
-// The points at which a volume is being made, and those at which it is being
-// ended. Together they must be all there are.
+// The points at which a volume is being made, those at which it is being ended,
+// and those at which it grows. Together they must be all there are.
 var (
 	makingPoints = []crashpoint.Point{
 		crashpoint.MarkerWritten, crashpoint.DirectoryCreated, crashpoint.VolumeCreated,
@@ -29,6 +29,7 @@ var (
 		crashpoint.MovedToTrash, crashpoint.MarkerRemoved, crashpoint.StorageDeleted,
 		crashpoint.VolumeDeleted, crashpoint.FinalizerRemoved, crashpoint.TrashPartlyPurged,
 	}
+	growingPoints = []crashpoint.Point{crashpoint.StorageExpanded, crashpoint.VolumeExpanded}
 )
 
 // TestEveryCrashPointIsTested reads the points from their source.
@@ -44,7 +45,7 @@ func TestEveryCrashPointIsTested(t *testing.T) {
 		}
 		return true
 	})
-	if diff := cmp.Diff(all, slices.Concat(makingPoints, endingPoints)); diff != "" {
+	if diff := cmp.Diff(all, slices.Concat(makingPoints, endingPoints, growingPoints)); diff != "" {
 		t.Errorf("points (-in the source +tested):\n%s", diff)
 	}
 }
@@ -191,4 +192,25 @@ func TestKilledWhileArchiving(t *testing.T) {
 			s.Expect(os.ReadFile(filepath.Join(s.pool, ".berth", "archive", archived[0], "c", "d"))).To(gomega.Equal([]byte("c/d")))
 		})
 	}
+}
+
+func TestKilledWhileExpanding(t *testing.T) {
+	eachCrash(t, growingPoints, func(t *testing.T, point crashpoint.Point, newCrashSite func(*testing.T) *site) {
+		s := newCrashSite(t)
+		first := s.start(point)
+		claim := s.claim("data")
+		volume := s.expectBound(claim)
+		s.fill(volume)
+		s.get(claim)
+		claim.Spec.Resources.Requests = sized("2Mi")
+		s.ok(s.client.Update(t.Context(), claim))
+		first.expectCrash()
+		s.start("")
+		s.Eventually(func() []string {
+			s.get(claim)
+			s.get(volume)
+			return []string{claim.Status.Capacity.Storage().String(), volume.Spec.Capacity.Storage().String()}
+		}).Should(gomega.HaveEach("2Mi"))
+		s.Expect(os.ReadFile(filepath.Join(s.dirOf(volume), "c", "d"))).To(gomega.Equal([]byte("c/d")))
+	})
 }

@@ -120,6 +120,8 @@ func (s *site) class(name string, parameters ...string) {
 		ReclaimPolicy:     ptr.To(corev1.PersistentVolumeReclaimDelete),
 		VolumeBindingMode: ptr.To(storagev1.VolumeBindingImmediate),
 		Parameters:        map[string]string{},
+
+		AllowVolumeExpansion: ptr.To(true),
 	}
 	for i := 0; i < len(parameters); i += 2 {
 		class.Parameters[parameters[i]] = parameters[i+1]

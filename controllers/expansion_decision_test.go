@@ -1,0 +1,81 @@
+package controllers
+
+import (
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+func storage(size string) corev1.ResourceList {
+	return corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}
+}
+
+func TestDecideExpansion(t *testing.T) {
+	type pair struct {
+		claim  *corev1.PersistentVolumeClaim
+		volume *corev1.PersistentVolume
+	}
+	failed := []corev1.PersistentVolumeClaimCondition{{Type: corev1.PersistentVolumeClaimControllerResizeError}}
+	for name, test := range map[string]struct {
+		edit func(pair)
+		want expansionAction
+	}{
+		"enough":                  {func(pair) {}, expansionLeave},
+		"the claim asks for more": {func(p pair) { p.claim.Spec.Resources.Requests = storage("2Gi") }, expansionGrow},
+		"the same in other words": {func(p pair) { p.claim.Spec.Resources.Requests = storage("1024Mi") }, expansionLeave},
+		"the claim asks for less": {func(p pair) { p.claim.Spec.Resources.Requests = storage("1Mi") }, expansionLeave},
+		"the volume has grown before a crash": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.volume.Spec.Capacity = storage("2Gi"), storage("2Gi")
+		}, expansionReport},
+		"the volume is larger than anybody asked for": {func(p pair) { p.volume.Spec.Capacity = storage("3Gi") }, expansionLeave},
+		"a failure was given up":                      {func(p pair) { p.claim.Status.Conditions = failed }, expansionReport},
+		"a failure is tried again": {func(p pair) {
+			p.claim.Status.Conditions, p.claim.Spec.Resources.Requests = failed, storage("2Gi")
+		}, expansionGrow},
+		"the claim is not bound": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.claim.Status.Phase = storage("2Gi"), corev1.ClaimPending
+		}, expansionLeave},
+		"the volume is not bound": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.volume.Status.Phase = storage("2Gi"), corev1.VolumeReleased
+		}, expansionLeave},
+		"another claim's volume": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.volume.Spec.ClaimRef.UID = storage("2Gi"), "another"
+		}, expansionLeave},
+		"nobody's volume": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.volume.Spec.ClaimRef = storage("2Gi"), nil
+		}, expansionLeave},
+		"another volume": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.claim.Spec.VolumeName = storage("2Gi"), "another"
+		}, expansionLeave},
+		"the claim is going": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.claim.DeletionTimestamp = storage("2Gi"), &metav1.Time{Time: time.Now()}
+		}, expansionLeave},
+		"the volume is going": {func(p pair) {
+			p.claim.Spec.Resources.Requests, p.volume.DeletionTimestamp = storage("2Gi"), &metav1.Time{Time: time.Now()}
+		}, expansionLeave},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := pair{
+				&corev1.PersistentVolumeClaim{
+					ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "claim", UID: "uid"},
+					Spec: corev1.PersistentVolumeClaimSpec{
+						VolumeName: "volume", Resources: corev1.VolumeResourceRequirements{Requests: storage("1Gi")},
+					},
+					Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound, Capacity: storage("1Gi")},
+				},
+				&corev1.PersistentVolume{
+					ObjectMeta: metav1.ObjectMeta{Name: "volume"},
+					Spec:       corev1.PersistentVolumeSpec{Capacity: storage("1Gi"), ClaimRef: &corev1.ObjectReference{UID: "uid"}},
+					Status:     corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
+				},
+			}
+			test.edit(p)
+			if got := decideExpansion(p.claim, p.volume); got != test.want {
+				t.Errorf("action = %v, want %v", got, test.want)
+			}
+		})
+	}
+}
