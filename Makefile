@@ -20,6 +20,10 @@ MODULES := . hack/cluster/hyperkube
 demo: build cluster-assets ## Show Berth at work on a real control plane; Ctrl-C ends it, DEMO_ONCE=1 ends it by itself.
 	go run ./hack/demo
 
+.PHONY: demo-nfs
+demo-nfs: build cluster-assets ## The same for NFS, with two real servers; needs root and NFS-Ganesha.
+	go run ./hack/demo -nfs
+
 .PHONY: bench
 bench: build cluster-assets ## Measure claims/s and latency beside the library's controller and the limit (N=, RUNS=, RATE=, KCM_QPS=, BENCH_JSON=).
 	go run ./hack/bench

@@ -3,12 +3,14 @@
 // not happen it says so and fails.
 //
 // It stays until Ctrl-C, so that one can go on by hand; with DEMO_ONCE=1 it
-// ends by itself.
+// ends by itself. With -nfs it shows the NFS driver instead of the hostpath
+// driver, which needs NFS-Ganesha and root.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -20,15 +22,20 @@ import (
 var errInterrupted = errors.New("interrupted")
 
 func main() {
+	tour := steps
+	nfs := flag.Bool("nfs", false, "show the NFS driver")
+	if flag.Parse(); *nfs {
+		tour = nfsSteps
+	}
 	out := newScreen(os.Stdout)
-	if err := run(out); err != nil {
+	if err := run(out, tour); err != nil {
 		out.Failure(err)
 		os.Exit(1)
 	}
 }
 
 // run sets the stage, plays the steps, and stays for as long as it is wanted.
-func run(out *screen) (err error) {
+func run(out *screen, tour []step) (err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)
@@ -42,13 +49,13 @@ func run(out *screen) (err error) {
 	began := time.Now()
 	d := &demo{screen: out, cancel: cancel}
 	defer func() { err = errors.Join(err, d.close()) }()
-	for i, step := range steps {
+	for i, step := range tour {
 		out.Step(i+1, step.title)
 		if err := step.play(d, ctx); err != nil {
 			return fmt.Errorf("step %d, %s: %w", i+1, step.title, err)
 		}
 	}
-	out.Finale(fmt.Sprintf("All %d steps did what they promise, in %.0f s.", len(steps), time.Since(began).Seconds()))
+	out.Finale(fmt.Sprintf("All %d steps did what they promise, in %.0f s.", len(tour), time.Since(began).Seconds()))
 	if os.Getenv("DEMO_ONCE") != "" {
 		return nil
 	}

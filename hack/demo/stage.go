@@ -46,6 +46,8 @@ type demo struct {
 	shell      *shell
 	controller *controller
 	metricsURL string
+	// servers are there in the demonstration of NFS only.
+	servers *servers
 }
 
 // open makes the folder, and starts the control plane in it.
@@ -104,6 +106,9 @@ func (d *demo) close() error {
 	}
 	if d.plane != nil {
 		errs = append(errs, d.plane.Stop())
+	}
+	if d.servers != nil {
+		d.servers.close()
 	}
 	if d.warden != nil {
 		errs = append(errs, d.warden.close())
@@ -195,9 +200,11 @@ func (d *demo) startBerth(ctx context.Context) error {
 	d.metricsURL = "http://" + ports[0] + "/metrics"
 	argv := []string{
 		filepath.Join(d.root, "bin", "berth"), "controller",
-		"--node-name=" + nodeName, "--pool=default=" + d.pool,
 		"--leader-elect-namespace=berth-system",
 		"--metrics-bind-address=" + ports[0], "--health-probe-bind-address=" + ports[1],
+	}
+	if d.servers == nil {
+		argv = append(argv, "--node-name="+nodeName, "--pool=default="+d.pool)
 	}
 	d.Command("bin/" + strings.NewReplacer(d.root+"/bin/", "", d.pool, "$POOL", " --", " \\\n       --").Replace(strings.Join(argv, " ")))
 	log := filepath.Join(d.dir, "berth.log")
@@ -244,15 +251,23 @@ func freeAddresses(count int) ([]string, error) {
 func (d *demo) stay(ctx context.Context) error {
 	d.Say("\nIt stays up, for you to go on. In another terminal, in this folder:\n")
 	d.Output(fmt.Sprintf("export KUBECONFIG=%s\nexport POOL=%s\nexport PATH=%s:$PATH", d.kubeconfig, d.pool, d.shell.assets))
+	if d.servers != nil {
+		d.Output(fmt.Sprintf("export ONE=%s\nexport TWO=%s", d.servers.oneDir, d.servers.twoDir))
+	}
 	d.Say("\nThen, for example:\n")
-	d.Output(strings.Join([]string{
+	examples := []string{
 		"kubectl get pvc,pv",
 		"kubectl delete pod web --force && kubectl delete pvc web && ls -l $POOL",
 		"kubectl create ns shop && kubectl -n shop apply -f config/samples/claim-archive.yaml && find $POOL",
+	}
+	if d.servers != nil {
+		examples = []string{"kubectl get pvc,pv", "find $ONE $TWO", "kubectl delete pvc late && find $TWO"}
+	}
+	d.Output(strings.Join(append(examples,
 		"kubectl get events --sort-by=.lastTimestamp",
-		"curl -s " + d.metricsURL + " | grep -E '^(berth|controller_persistent)'",
-		"tail -f " + d.controller.logPath,
-	}, "\n"))
+		"curl -s "+d.metricsURL+" | grep -E '^(berth|controller_persistent)'",
+		"tail -f "+d.controller.logPath,
+	), "\n"))
 	d.Say("\nCtrl-C ends it all and removes every file it made.")
 	<-ctx.Done()
 	if err := context.Cause(ctx); !errors.Is(err, errInterrupted) {

@@ -14,12 +14,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// steps are the demo, in order. A step fails when what it promises does not
+// step is a part of a demonstration. It fails when what it promises does not
 // happen.
-var steps = []struct {
+type step struct {
 	title string
 	play  func(*demo, context.Context) error
-}{
+}
+
+// steps are the demonstration of the hostpath driver.
+var steps = []step{
 	{"A Kubernetes control plane", (*demo).showControlPlane},
 	{"Berth, on that node", (*demo).showBerth},
 	{"Storage classes", (*demo).showClasses},
