@@ -64,6 +64,8 @@ type protocol interface {
 	setattr(ctx context.Context, handle []byte, mode, uid, gid *uint32) error
 	space(ctx context.Context, handle []byte) (Space, error)
 	read(ctx context.Context, handle []byte, offset uint64, count uint32) (data []byte, end bool, err error)
+	// readNamed is lookup and, for a regular file, read from the beginning.
+	readNamed(ctx context.Context, dir []byte, name string, count uint32) (handle []byte, info Info, data []byte, end bool, err error)
 	createFile(ctx context.Context, dir []byte, name string, mode uint32, data []byte) error
 	close(ctx context.Context) error
 }

@@ -252,7 +252,7 @@ func (d *Dir) ReadFile(ctx context.Context, name string, limit int64) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	handle, info, err := d.client.protocol.lookup(ctx, d.handle, name)
+	handle, info, data, end, err := d.client.protocol.readNamed(ctx, d.handle, name, chunkSize)
 	switch {
 	case err != nil:
 		return nil, err
@@ -261,18 +261,15 @@ func (d *Dir) ReadFile(ctx context.Context, name string, limit int64) ([]byte, e
 	case info.Type != 0:
 		return nil, refused("read", name, syscall.EINVAL)
 	}
-	data := []byte{}
-	for {
-		chunk, end, err := d.client.protocol.read(ctx, handle, uint64(len(data)), chunkSize)
-		if err != nil {
-			return nil, fmt.Errorf("read %q: %w", name, err)
-		}
-		data = append(data, chunk...)
-		if int64(len(data)) > limit {
+	for chunk := data; ; data = append(data, chunk...) {
+		switch {
+		case int64(len(data)) > limit:
 			return nil, fmt.Errorf("read %q: %w", name, ErrTooLarge)
-		}
-		if end || len(chunk) == 0 {
+		case end || len(chunk) == 0:
 			return data, nil
+		}
+		if chunk, end, err = d.client.protocol.read(ctx, handle, uint64(len(data)), chunkSize); err != nil {
+			return nil, fmt.Errorf("read %q: %w", name, err)
 		}
 	}
 }

@@ -86,6 +86,13 @@ func setOwnerAndMode(fd int, mode, uid, gid *uint32) error {
 }
 
 func readAt(fd int, offset uint64, count uint32) ([]byte, bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, false, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, false, unix.EINVAL
+	}
 	file, err := os.Open(fdPath(fd))
 	if err != nil {
 		return nil, false, err

@@ -260,6 +260,15 @@ func (p *protocol3) read(ctx context.Context, handle []byte, offset uint64, coun
 	return ok.Resok.Data, ok.Resok.Eof, nil
 }
 
+func (p *protocol3) readNamed(ctx context.Context, dir []byte, name string, count uint32) ([]byte, Info, []byte, bool, error) {
+	handle, info, err := p.lookup(ctx, dir, name)
+	if err != nil || info.Type != 0 {
+		return handle, info, nil, false, err
+	}
+	data, end, err := p.read(ctx, handle, 0, count)
+	return handle, info, data, end, err
+}
+
 func (p *protocol3) createFile(ctx context.Context, dir []byte, name string, mode uint32, data []byte) error {
 	// The verifier makes the server recognise a call that it gets twice.
 	var verifier [nfsv3.NFS3_CREATEVERFSIZE]byte

@@ -239,10 +239,43 @@ func (p *protocol4) space(ctx context.Context, handle []byte) (Space, error) {
 
 // read needs no open file: it carries the anonymous state id.
 func (p *protocol4) read(ctx context.Context, handle []byte, offset uint64, count uint32) ([]byte, bool, error) {
-	reply, err := p.do(ctx, "read", "", true, putfh4(handle), &nfsv4.NfsArgop4_OP_READ{Opread: nfsv4.Read4args{Offset: offset, Count: count}})
+	reply, err := p.do(ctx, "read", "", true, putfh4(handle), read4(offset, count))
 	if err != nil {
 		return nil, false, err
 	}
+	return dataFrom4(reply, count)
+}
+
+// readNamed takes one call. What is no regular file can't be read, but is
+// described before the server says so.
+func (p *protocol4) readNamed(ctx context.Context, dir []byte, name string, count uint32) ([]byte, Info, []byte, bool, error) {
+	reply, err := p.do(ctx, "read", name, true, putfh4(dir), lookup4(name), &nfsv4.NfsArgop4_OP_GETFH{}, getattr4(infoBits4), read4(0, count))
+	if reply == nil {
+		return nil, Info{}, nil, false, err
+	}
+	if info, described := infoFrom4(reply); described == nil && info.Type != 0 {
+		return nil, info, nil, false, nil
+	}
+	if err != nil {
+		return nil, Info{}, nil, false, err
+	}
+	handle, err := handleFrom4(reply)
+	if err != nil {
+		return nil, Info{}, nil, false, err
+	}
+	info, err := infoFrom4(reply)
+	if err != nil {
+		return nil, Info{}, nil, false, err
+	}
+	data, end, err := dataFrom4(reply, count)
+	return handle, info, data, end, err
+}
+
+func read4(offset uint64, count uint32) *nfsv4.NfsArgop4_OP_READ {
+	return &nfsv4.NfsArgop4_OP_READ{Opread: nfsv4.Read4args{Offset: offset, Count: count}}
+}
+
+func dataFrom4(reply *reply4, count uint32) ([]byte, bool, error) {
 	result, err := result4[*nfsv4.NfsResop4_OP_READ](reply)
 	if err != nil {
 		return nil, false, err
