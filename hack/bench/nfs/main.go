@@ -3,8 +3,8 @@
 //
 //	driver  berth's NFS driver: ownership marker, directory, mode; then trash
 //	client  the calls that the driver can't do without, and nothing else: the
-//	        limit. It writes the same markers, since a directory without one
-//	        could belong to anybody
+//	        limit. It writes markers, since a directory without one could belong
+//	        to anybody, and looks at marker and directory before it deletes
 //	mkdir   a directory and its mode, then rename and rmdir: what is left when
 //	        nobody keeps books
 //	mount   mount, mkdir, unmount for each volume, and mount, remove, unmount to

@@ -144,6 +144,14 @@ func (b *bare) create(ctx context.Context, i int) error {
 // remove leaves the directory in the bin, as the driver leaves it in the trash.
 func (b *bare) remove(ctx context.Context, i int) error {
 	name := fmt.Sprint("volume-", i)
+	if b.keepsBooks {
+		if _, err := b.books.ReadFile(ctx, name, int64(len(record))); err != nil {
+			return err
+		}
+		if _, err := b.base.Lstat(ctx, name); err != nil {
+			return err
+		}
+	}
 	if err := b.base.Rename(ctx, name, b.bin, name); err != nil {
 		return err
 	}
