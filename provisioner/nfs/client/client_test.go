@@ -114,6 +114,60 @@ func TestNamesThatAServerMakesUpAreRefused(t *testing.T) {
 	})
 }
 
+func TestDirectoriesWithoutAnEndAreRefused(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
+		for i := range 3 {
+			must(t, os.Mkdir(filepath.Join(s.base, fmt.Sprint(i)), 0o755))
+		}
+		s.endless = true
+		root := rootOf(t, s.dial(version))
+		seen := 0
+		var failed error
+		for _, err := range root.ReadDir(t.Context()) {
+			seen++
+			failed = errors.Join(failed, err)
+		}
+		if failed == nil || !strings.Contains(failed.Error(), "no end") || seen > 10 {
+			t.Errorf("ReadDir yields %d entries and %v", seen, failed)
+		}
+	})
+}
+
+// A server that mixes up its handles does not make us empty what surrounds the
+// directory that we mean.
+func TestDirectoryThatIsSaidToHoldItselfIsNotEntered(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
+		must(t, os.MkdirAll(filepath.Join(s.base, "trash", "volume", "data"), 0o755))
+		must(t, os.Mkdir(filepath.Join(s.base, "precious"), 0o755))
+		s.misdirected = "volume"
+		trash, err := rootOf(t, s.dial(version)).Open(t.Context(), "trash")
+		must(t, err)
+		if err := trash.RemoveAll(t.Context(), "volume"); err == nil || !strings.Contains(err.Error(), "lies in itself") {
+			t.Errorf("RemoveAll = %v", err)
+		}
+		wantNames(t, s.base, "precious", "trash")
+		wantNames(t, filepath.Join(s.base, "trash", "volume"), "data")
+	})
+}
+
+func TestDeepTreesAreRemoved(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	must(t, os.Mkdir(filepath.Join(s.base, "d"), 0o755))
+	root := rootOf(t, s.dial(client.Version41))
+	dir := root
+	for range 100 {
+		must(t, dir.Mkdir(t.Context(), "d2", 0o755))
+		var err error
+		dir, err = dir.Open(t.Context(), "d2")
+		must(t, err)
+	}
+	must(t, root.RemoveAll(t.Context(), "d2"))
+	wantNames(t, s.base, "d")
+}
+
 func TestMkdirDropsSetgidAndSetAttrSetsIt(t *testing.T) {
 	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"syscall"
 	"testing"
 
 	"github.com/buildbarn/go-xdr/pkg/protocols/mount"
@@ -20,6 +21,39 @@ func TestRecordsAreBounded(t *testing.T) {
 	} {
 		if _, err := readRecord(bufio.NewReader(bytes.NewReader(input))); !errors.Is(err, errGarbled) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestDirectoriesMadeUpForeverComeToAnEnd(t *testing.T) {
+	dir := &Dir{handle: []byte("root")}
+	var err error
+	for i := range maxDepth {
+		if dir, err = dir.child("d", binary.BigEndian.AppendUint32(nil, uint32(i)), dir.filesystem); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := dir.child("d", []byte("another"), dir.filesystem); !errors.Is(err, syscall.ENAMETOOLONG) {
+		t.Errorf("child = %v", err)
+	}
+}
+
+func TestReadersThatAreSentInACircleNotice(t *testing.T) {
+	for before := range uint64(40) {
+		for length := uint64(1); length < 40; length++ {
+			var c circle
+			cookie, last, steps := uint64(0), before+length-1, uint64(0)
+			for ; !c.closes(position{cookie: cookie}); steps++ {
+				if steps > 4*(before+length) {
+					t.Fatalf("a circle of %d after %d steps goes unnoticed", length, before)
+				}
+				if cookie++; cookie > last {
+					cookie = before
+				}
+			}
+			if steps < length {
+				t.Fatalf("a circle of %d closes after %d steps", length, steps)
+			}
 		}
 	}
 }

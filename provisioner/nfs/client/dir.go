@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -63,6 +64,28 @@ type Dir struct {
 	client     *Client
 	handle     []byte
 	filesystem [2]uint64
+	// parent is the directory that this one was opened in, nil for the share.
+	parent *Dir
+	depth  int
+}
+
+// maxDepth is how many directories may lie in each other: more than any path
+// can name.
+const maxDepth = 8192
+
+// child is a directory in d. A server that says that a directory lies in itself,
+// at whatever depth, is not believed: what is done to the child would be done to
+// what surrounds it.
+func (d *Dir) child(name string, handle []byte, filesystem [2]uint64) (*Dir, error) {
+	for above := d; above != nil; above = above.parent {
+		if bytes.Equal(above.handle, handle) {
+			return nil, fmt.Errorf("open %q: %w: the directory lies in itself", name, errGarbled)
+		}
+	}
+	if d.depth == maxDepth {
+		return nil, fmt.Errorf("open %q: %d directories lie in each other: %w", name, maxDepth, syscall.ENAMETOOLONG)
+	}
+	return &Dir{client: d.client, handle: handle, filesystem: filesystem, parent: d, depth: d.depth + 1}, nil
 }
 
 // checkName refuses what is no name of an entry.
@@ -128,7 +151,7 @@ func (d *Dir) Open(ctx context.Context, name string) (*Dir, error) {
 	case info.filesystem != d.filesystem:
 		return nil, fmt.Errorf("open %q: %w", name, ErrCrossesMount)
 	}
-	return &Dir{client: d.client, handle: handle, filesystem: info.filesystem}, nil
+	return d.child(name, handle, info.filesystem)
 }
 
 // Mkdir makes the directory name. Servers leave setgid out, and may apply the
@@ -203,9 +226,15 @@ func (d *Dir) SetAttr(ctx context.Context, attr SetAttr) error {
 // error that wraps syscall.EAGAIN asks to begin again.
 func (d *Dir) ReadDir(ctx context.Context) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		var from position
+		var (
+			from  position
+			steps circle
+		)
 		for {
 			part, err := d.readPage(ctx, from)
+			if err == nil && !part.end && steps.closes(part.next) {
+				err = fmt.Errorf("readdir: %w: the directory has no end", errGarbled)
+			}
 			if err != nil {
 				yield(Entry{}, err)
 				return
@@ -228,6 +257,25 @@ func (d *Dir) ReadDir(ctx context.Context) iter.Seq2[Entry, error] {
 			from = part.next
 		}
 	}
+}
+
+// circle notices when a server sends a reader in a circle, without remembering
+// all positions (Brent's algorithm): it keeps one, and a later one each time
+// twice as many have gone by.
+type circle struct {
+	kept          position
+	gone, keepFor int
+}
+
+func (c *circle) closes(next position) bool {
+	if c.keepFor > 0 && next == c.kept {
+		return true
+	}
+	if c.gone == c.keepFor {
+		c.kept, c.gone, c.keepFor = next, 0, max(1, 2*c.keepFor)
+	}
+	c.gone++
+	return false
 }
 
 func (d *Dir) readPage(ctx context.Context, from position) (*page, error) {

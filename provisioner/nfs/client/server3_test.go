@@ -133,6 +133,9 @@ func (s *server) readdir3(fd int, r *reader, w *writer) error {
 	if err != nil {
 		return err
 	}
+	if s.endless {
+		cookie, id = 0, 1
+	}
 	w.u32(0)
 	w.u64(id)
 	for _, name := range names {
@@ -153,7 +156,7 @@ func (s *server) readdir3(fd int, r *reader, w *writer) error {
 		attributes3(w, &st)
 		w.u32(0)
 	}
-	w.u32(0, 1)
+	w.u32(0, boolean(!s.endless))
 	return nil
 }
 

@@ -61,6 +61,10 @@ type server struct {
 	secure bool
 	// lie is the name of an entry that every directory claims to hold.
 	lie string
+	// endless makes every directory begin anew where it should end.
+	endless bool
+	// misdirected names a directory that is said to be the export itself.
+	misdirected string
 	// lease is how many seconds a state of version 4 lives.
 	lease uint32
 }

@@ -173,6 +173,9 @@ func (c *compound) readdir(fd int, r *reader, w *writer) uint32 {
 	if err != nil {
 		return 10027
 	}
+	if c.endless {
+		from, id = 0, 1
+	}
 	w.u64(id)
 	for _, name := range names {
 		if w.Len()+len(name)+60 > limit {
@@ -189,7 +192,7 @@ func (c *compound) readdir(fd int, r *reader, w *writer) uint32 {
 		w.opaque([]byte(name))
 		c.attributes(w, &st, bitmap)
 	}
-	w.u32(0, 1)
+	w.u32(0, boolean(!c.endless))
 	return 0
 }
 

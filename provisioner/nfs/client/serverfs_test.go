@@ -24,6 +24,10 @@ func (s *server) root() []byte {
 // handleOf opens a name, which keeps the inode's number its own.
 func (s *server) handleOf(dir int, name string) ([]byte, unix.Stat_t, error) {
 	var st unix.Stat_t
+	if s.misdirected != "" && name == s.misdirected {
+		handle := s.root()
+		return handle, st, unix.Fstat(s.handles[binary.BigEndian.Uint64(handle)], &st)
+	}
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, st, err
@@ -119,6 +123,9 @@ func writeAt(fd int, offset uint64, data []byte) (int, error) {
 // names returns the entries of a directory from a position on, of the list as
 // it was when it was begun.
 func (s *server) names(fd int, cookie, verifier uint64) (names []string, id uint64, err error) {
+	if s.endless {
+		cookie = 0
+	}
 	if cookie == 0 {
 		entries, err := os.ReadDir(fdPath(fd))
 		if err != nil {
