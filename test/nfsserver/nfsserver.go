@@ -200,8 +200,25 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.start(ctx)
 }
 
-// Pause makes the server fall silent, with its connections open.
-func (s *Server) Pause() error { return s.current().signal(syscall.SIGSTOP) }
+// Pause makes the server fall silent, with its connections open. It returns
+// once all of the server's threads have stopped.
+func (s *Server) Pause() error {
+	l := s.current()
+	if err := l.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(stopTimeout); ; <-ticker.C {
+		stopped, err := l.stopped()
+		if err != nil || stopped {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not stop", l.name)
+		}
+	}
+}
 
 // Resume is the opposite of Pause.
 func (s *Server) Resume() error { return s.current().signal(syscall.SIGCONT) }
@@ -241,16 +258,19 @@ var rpcbind *life
 
 const portRPCBind = 111
 
-// startRPCBind starts rpcbind unless one runs.
+// startRPCBind starts rpcbind unless one runs, which may belong to another
+// process that is about to end: then it is started when it is missed.
 func startRPCBind(ctx context.Context) error {
-	if listens(ctx, portRPCBind) {
-		return nil
+	for !listens(ctx, portRPCBind) {
+		var err error
+		if rpcbind, err = spawn("/usr/sbin/rpcbind", "-f", "-w"); err != nil {
+			return err
+		}
+		if err := rpcbind.awaitPort(ctx, portRPCBind); err != nil && !listens(ctx, portRPCBind) {
+			return err
+		}
 	}
-	var err error
-	if rpcbind, err = spawn("/usr/sbin/rpcbind", "-f", "-w"); err != nil {
-		return err
-	}
-	return rpcbind.awaitPort(ctx, portRPCBind)
+	return nil
 }
 
 func listens(ctx context.Context, port uint16) bool {
@@ -313,6 +333,29 @@ func (l *life) signal(signal syscall.Signal) error {
 		return fmt.Errorf("signal %s: %w", l.name, err)
 	}
 	return nil
+}
+
+// stopped reports whether all threads are, since a signal reaches one after the
+// other.
+func (l *life) stopped() (bool, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", l.pid))
+	if err != nil || len(files) == 0 {
+		return false, errors.Join(fmt.Errorf("%s has no threads", l.name), err)
+	}
+	for _, file := range files {
+		stat, err := os.ReadFile(file) //nolint:gosec // proc(5)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		_, after, _ := strings.Cut(string(stat), ") ")
+		if !strings.HasPrefix(after, "T") {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // end signals the program and waits until it is gone.
