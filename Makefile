@@ -28,6 +28,10 @@ demo-nfs: build cluster-assets ## The same for NFS, with two real servers; needs
 bench: build cluster-assets ## Measure claims/s and latency beside the library's controller and the limit (N=, RUNS=, RATE=, KCM_QPS=, BENCH_JSON=).
 	go run ./hack/bench
 
+.PHONY: bench-nfs
+bench-nfs: ## Measure NFS volumes/s beside the client's limit and beside a mount per call; needs root and NFS-Ganesha.
+	go run ./hack/bench/nfs $(BENCHFLAGS)
+
 .PHONY: build
 build: ## Build bin/berth.
 	CGO_ENABLED=0 go build -trimpath -o $(BIN)/berth .

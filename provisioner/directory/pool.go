@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr"
 	"golang.org/x/time/rate"
@@ -30,6 +31,12 @@ type Options struct {
 	// Siblings, when set, is shared with the other pools of this process whose
 	// bases may turn out to be the same directory.
 	Siblings *Siblings
+	// Recheck is how long what an operation found at the base serves others that
+	// begin meanwhile; zero means that each looks for itself. It is for
+	// filesystems whose directories can't be replaced under those who have them
+	// open, as on a server whose handles go stale then, and saves them round
+	// trips.
+	Recheck time.Duration
 	// PurgeRate limits how many files a second are removed from the trash;
 	// zero means DefaultPurgeRate.
 	PurgeRate rate.Limit
@@ -46,6 +53,7 @@ type Pool struct {
 
 	opening keyedLock
 	opened  atomic.Pointer[opened]
+	visits  visits
 	volumes keyedLock
 	wake    chan struct{}
 }
@@ -76,6 +84,7 @@ func NewPool(fs Filesystem, options Options) *Pool {
 
 // Close releases the base to other processes. The pool must not be in use.
 func (p *Pool) Close() error {
+	p.visits.replace(nil)
 	state := p.opened.Swap(nil)
 	if state == nil {
 		return nil
@@ -122,15 +131,25 @@ func (p *Pool) Stats(ctx context.Context) (Stats, error) {
 	return stats, nil
 }
 
-// session is the base as one operation found it.
+// session is the base as one operation found it, or several that share it.
 type session struct {
 	*opened
 	root    Dir
 	admin   Dir // .berth
 	volumes Dir // .berth/volumes
+
+	shared *visit // nil when it is not shared
 }
 
 func (s *session) close() {
+	if s.shared != nil {
+		s.shared.leave()
+		return
+	}
+	s.closeDirs()
+}
+
+func (s *session) closeDirs() {
 	for _, dir := range []Dir{s.volumes, s.admin, s.root} {
 		if dir != nil {
 			_ = dir.Close()
@@ -140,8 +159,25 @@ func (s *session) close() {
 
 // enter opens the base for one operation and makes sure that it is the pool
 // that this process knows. Every operation begins anew at the base's path,
-// since a disk can be unmounted, or mounted over, at any time.
-func (p *Pool) enter(ctx context.Context, initialise bool) (_ *session, err error) {
+// since a disk can be unmounted, or mounted over, at any time, unless
+// Options.Recheck allows otherwise.
+func (p *Pool) enter(ctx context.Context, initialise bool) (*session, error) {
+	if p.options.Recheck == 0 {
+		return p.look(ctx, initialise)
+	}
+	if s := p.visits.join(); s != nil {
+		return s, nil
+	}
+	s, err := p.look(ctx, initialise)
+	if err != nil {
+		return nil, err
+	}
+	p.visits.replace(newVisit(s, p.options.Recheck))
+	return s, nil
+}
+
+// look is enter without help from others.
+func (p *Pool) look(ctx context.Context, initialise bool) (_ *session, err error) {
 	s := &session{}
 	defer func() {
 		if err != nil {

@@ -85,6 +85,7 @@ func (all *shares) get(s Share) (*share, error) {
 		Driver:           Name,
 		Cluster:          all.options.Cluster,
 		Siblings:         &all.siblings,
+		Recheck:          recheck(mount),
 		PurgeRate:        all.options.PurgeRate,
 		RefuseInitialise: func(ctx context.Context) error { return all.refuseInitialise(ctx, s) },
 		Log:              all.options.Log.WithValues("share", s.String()),
@@ -92,6 +93,15 @@ func (all *shares) get(s Share) (*share, error) {
 	all.open[s] = opened
 	all.startLocked(opened)
 	return opened, nil
+}
+
+// recheck is how long a share that was looked at is taken for the same. What is
+// mounted at a path may be another thing the next moment; a handle may not.
+func recheck(mount string) time.Duration {
+	if mount != "" {
+		return 0
+	}
+	return time.Second
 }
 
 // gateLocked returns the gate of a server, or of a mount: what is mounted may

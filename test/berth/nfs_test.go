@@ -1,6 +1,7 @@
 package berth_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -98,9 +99,13 @@ func (s *twoServers) directoriesOf(class int) []string {
 		if e.Name() == ".berth" {
 			continue
 		}
-		names = append(names, e.Name())
 		var st syscall.Stat_t
-		s.ok(syscall.Lstat(filepath.Join(s.bases[class], e.Name()), &st))
+		err := syscall.Lstat(filepath.Join(s.bases[class], e.Name()), &st)
+		if errors.Is(err, syscall.ENOENT) {
+			continue // deleted since it was listed
+		}
+		s.ok(err)
+		names = append(names, e.Name())
 		if st.Mode != syscall.S_IFDIR|sharedMode || st.Uid != sharedOwner || st.Gid != sharedOwner {
 			s.t.Errorf("%s has mode %#o and owner %d:%d", e.Name(), st.Mode, st.Uid, st.Gid)
 		}

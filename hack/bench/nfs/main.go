@@ -20,9 +20,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -45,8 +47,8 @@ func main() {
 
 // config is what to measure.
 type config struct {
-	volumes, mounts, atOnce int
-	versions                []string
+	volumes, mounts, atOnce, rounds int
+	versions                        []string
 }
 
 func start(ctx context.Context) error {
@@ -57,6 +59,7 @@ func start(ctx context.Context) error {
 	versions := flag.String("versions", "3,4.0,4.1", "versions of NFS, comma-separated")
 	flag.IntVar(&c.volumes, "n", 1000, "volumes of a run")
 	flag.IntVar(&c.mounts, "mount-n", 50, "volumes of a run with mounts")
+	flag.IntVar(&c.rounds, "rounds", 3, "runs of each, in turn; the medians are printed")
 	flag.IntVar(&c.atOnce, "at-once", 16, "volumes that are worked on at a time")
 	flag.Parse()
 	c.versions = strings.Split(*versions, ",")
@@ -110,35 +113,64 @@ func measure(ctx context.Context, c config) (err error) {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(table, "NFS\tway\tvolumes\tat once\tcreated/s\tdeleted/s\tof the client's\t\n")
 	for _, version := range c.versions {
-		var limit figures
-		for _, contender := range []struct {
-			name    string
-			volumes int
-			open    func(context.Context, *site, string) (way, error)
-		}{{"mkdir", c.volumes, newMkdir}, {"client", c.volumes, newClient}, {"driver", c.volumes, newDriver}, {"mount", c.mounts, newMounts}} {
-			f, err := run(ctx, s, version, contender.volumes, c.atOnce, contender.open)
-			if err != nil {
-				return fmt.Errorf("%s over version %s: %w", contender.name, version, err)
-			}
-			if contender.name == "client" {
-				limit = f
-			}
-			of := ""
-			if limit.created > 0 {
-				of = fmt.Sprintf("%.0f%% %.0f%%", 100*f.created/limit.created, 100*f.removed/limit.removed)
-			}
-			fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%.0f\t%.0f\t%s\t\n", version, contender.name, contender.volumes, c.atOnce, f.created, f.removed, of)
+		if err := compare(ctx, s, c, version, table); err != nil {
+			return err
 		}
 	}
 	return table.Flush()
+}
+
+// contender is a way that takes part, and its figures, one of each round.
+type contender struct {
+	name    string
+	volumes int
+	open    func(ctx context.Context, s *site, version, share string) (way, error)
+	rounds  []figures
+}
+
+// compare runs all ways in turn, since a machine's speed drifts, and prints
+// their medians. What is compared with the client's is the median of the rounds'
+// ratios.
+func compare(ctx context.Context, s *site, c config, version string, table io.Writer) error {
+	contenders := []*contender{
+		{name: "mkdir", volumes: c.volumes, open: newMkdir},
+		{name: "client", volumes: c.volumes, open: newClient},
+		{name: "driver", volumes: c.volumes, open: newDriver},
+		{name: "mount", volumes: c.mounts, open: newMounts},
+	}
+	for round := range c.rounds {
+		for _, with := range contenders {
+			f, err := run(ctx, s, version, fmt.Sprintf("%s-%s-%d", with.name, version, round), with.volumes, c.atOnce, with.open)
+			if err != nil {
+				return fmt.Errorf("%s over version %s: %w", with.name, version, err)
+			}
+			with.rounds = append(with.rounds, f)
+		}
+	}
+	limit := contenders[1].rounds
+	for _, with := range contenders {
+		created, removed, ofCreated, ofRemoved := []float64{}, []float64{}, []float64{}, []float64{}
+		for i, f := range with.rounds {
+			created, removed = append(created, f.created), append(removed, f.removed)
+			ofCreated, ofRemoved = append(ofCreated, f.created/limit[i].created), append(ofRemoved, f.removed/limit[i].removed)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%.0f\t%.0f\t%.0f%% %.0f%%\t\n", version, with.name, with.volumes, c.atOnce,
+			median(created), median(removed), 100*median(ofCreated), 100*median(ofRemoved))
+	}
+	return nil
+}
+
+func median(values []float64) float64 {
+	slices.Sort(values)
+	return values[len(values)/2]
 }
 
 // figures are volumes a second.
 type figures struct{ created, removed float64 }
 
 // run makes all volumes, then deletes them.
-func run(ctx context.Context, s *site, version string, volumes, atOnce int, open func(context.Context, *site, string) (way, error)) (f figures, err error) {
-	w, err := open(ctx, s, version)
+func run(ctx context.Context, s *site, version, share string, volumes, atOnce int, open func(context.Context, *site, string, string) (way, error)) (f figures, err error) {
+	w, err := open(ctx, s, version, share)
 	if err != nil {
 		return figures{}, err
 	}

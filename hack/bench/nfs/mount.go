@@ -32,12 +32,13 @@ type mounts struct {
 	dir            string
 }
 
-func newMounts(_ context.Context, s *site, version string) (way, error) {
-	share, err := s.share("mount-"+version, version)
+func newMounts(_ context.Context, s *site, version, name string) (way, error) {
+	share, err := s.share(name, version)
 	if err != nil {
 		return nil, err
 	}
-	return &mounts{site: s, version: version, share: share, dir: filepath.Join(s.dir, "mounts-"+version)}, os.Mkdir(filepath.Join(s.dir, "mounts-"+version), 0o700)
+	m := &mounts{site: s, version: version, share: share, dir: filepath.Join(s.dir, name)}
+	return m, os.Mkdir(m.dir, 0o700)
 }
 
 func (m *mounts) create(ctx context.Context, i int) error {

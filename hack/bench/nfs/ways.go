@@ -29,8 +29,8 @@ type driver struct {
 	volumes sync.Map // of int to *corev1.PersistentVolume
 }
 
-func newDriver(_ context.Context, s *site, version string) (way, error) {
-	share, err := s.share("driver-"+version, version)
+func newDriver(_ context.Context, s *site, version, name string) (way, error) {
+	share, err := s.share(name, version)
 	if err != nil {
 		return nil, err
 	}
@@ -82,15 +82,15 @@ type bare struct {
 	keepsBooks bool
 }
 
-func newClient(ctx context.Context, s *site, version string) (way, error) {
-	return newBare(ctx, s, "client-"+version, version, true)
+func newClient(ctx context.Context, s *site, version, name string) (way, error) {
+	return newBare(ctx, s, version, name, true)
 }
 
-func newMkdir(ctx context.Context, s *site, version string) (way, error) {
-	return newBare(ctx, s, "mkdir-"+version, version, false)
+func newMkdir(ctx context.Context, s *site, version, name string) (way, error) {
+	return newBare(ctx, s, version, name, false)
 }
 
-func newBare(ctx context.Context, s *site, name, version string, keepsBooks bool) (_ way, err error) {
+func newBare(ctx context.Context, s *site, version, name string, keepsBooks bool) (_ way, err error) {
 	share, err := s.share(name, version)
 	if err != nil {
 		return nil, err
