@@ -169,7 +169,7 @@ func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) er
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w; not touching anything", volume.Name, err)
 	}
-	return share.do(ctx, func(ctx context.Context) error { return share.Pool.Delete(ctx, volume.Name, expect) })
+	return share.do(ctx, func(ctx context.Context) error { return share.Delete(ctx, volume.Name, expect) })
 }
 
 // find returns where volume is, and what has to be true of its directory.
@@ -252,7 +252,7 @@ func (d *Driver) Volumes(ctx context.Context) iter.Seq2[provisioner.Record, erro
 func (s *share) records(ctx context.Context) ([]provisioner.Record, error) {
 	return callFor(ctx, s, longPatience, func(ctx context.Context) ([]provisioner.Record, error) {
 		var records []provisioner.Record
-		for record, err := range s.Pool.Volumes(ctx) {
+		for record, err := range s.Volumes(ctx) {
 			if err != nil {
 				return records, err
 			}

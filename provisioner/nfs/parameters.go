@@ -69,7 +69,7 @@ func port(read *request.Parameters, name string) uint16 {
 	if n == 0 {
 		read.Fail(name, "write a port number from 1 to 65535")
 	}
-	return uint16(n)
+	return uint16(n) //nolint:gosec // at most 65535, or read has an error
 }
 
 // mountWishes are the mount options that say how a server is reached, which the

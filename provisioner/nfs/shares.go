@@ -38,11 +38,11 @@ type shares struct {
 	connections *client.Pool
 	siblings    directory.Siblings
 
-	mu     sync.Mutex
-	open   map[Share]*share
-	gates  map[string]*gate
-	work   context.Context // of Run, while it runs
-	worker sync.WaitGroup
+	mu    sync.Mutex
+	open  map[Share]*share
+	gates map[string]*gate
+	// met tells run of a new share.
+	met chan struct{}
 }
 
 // share is one of them.
@@ -61,6 +61,7 @@ func newShares(o Options) *shares {
 		connections: client.NewPool(client.PoolOptions{AnswerTimeout: o.AnswerTimeout}),
 		open:        map[Share]*share{},
 		gates:       map[string]*gate{},
+		met:         make(chan struct{}, 1),
 	}
 }
 
@@ -91,7 +92,10 @@ func (all *shares) get(s Share) (*share, error) {
 		Log:              all.options.Log.WithValues("share", s.String()),
 	})
 	all.open[s] = opened
-	all.startLocked(opened)
+	select {
+	case all.met <- struct{}{}:
+	default: // it is told already
+	}
 	return opened, nil
 }
 
@@ -201,30 +205,27 @@ func (all *shares) all() []*share {
 
 // run empties the trash of all shares, also of those met later, until ctx ends.
 func (all *shares) run(ctx context.Context) error {
-	all.mu.Lock()
-	all.work = ctx
-	for _, s := range all.open {
-		all.startLocked(s)
-	}
-	all.mu.Unlock()
-	<-ctx.Done()
-	all.mu.Lock()
-	all.work = nil
-	all.mu.Unlock()
-	all.worker.Wait()
-	return nil
-}
-
-func (all *shares) startLocked(s *share) {
-	if all.work == nil {
-		return
-	}
-	ctx := all.work
-	all.worker.Go(func() {
-		if err := s.Run(ctx); err != nil {
-			all.options.Log.Error(err, "Empty the trash", "share", s.String())
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	served := map[*share]bool{}
+	for {
+		for _, s := range all.all() {
+			if served[s] {
+				continue
+			}
+			served[s] = true
+			workers.Go(func() {
+				if err := s.Run(ctx); err != nil {
+					all.options.Log.Error(err, "Empty the trash", "share", s.String())
+				}
+			})
 		}
-	})
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-all.met:
+		}
+	}
 }
 
 func (all *shares) close() error {

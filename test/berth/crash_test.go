@@ -58,7 +58,7 @@ var swept = []string{"--orphan-grace=0s", "--orphan-interval=1s"}
 
 // crashSites are the drivers that berth is killed with.
 var crashSites = map[string]func(*testing.T) *site{
-	"hostpath": func(t *testing.T) *site { return newSite(t) },
+	"hostpath": newSite,
 	"nfs":      func(t *testing.T) *site { return newNFSSite(t) },
 }
 

@@ -103,7 +103,7 @@ func serveMount(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer c.Close() //nolint:contextcheck // it is given up at the end, whatever ctx says
 	root, err := c.Root(ctx)
 	if err != nil {
 		return err

@@ -71,7 +71,7 @@ func (d *driver) remove(ctx context.Context, i int) error {
 	return d.Delete(ctx, volume.(*corev1.PersistentVolume))
 }
 
-func (d *driver) close() error { return d.Driver.Close() }
+func (d *driver) close() error { return d.Close() }
 
 // bare is the client on its own.
 type bare struct {
@@ -98,7 +98,7 @@ func newBare(ctx context.Context, s *site, version, name string, keepsBooks bool
 	b := &bare{pool: client.NewPool(client.PoolOptions{}), keepsBooks: keepsBooks}
 	defer func() {
 		if err != nil {
-			_ = b.close()
+			_ = b.close() //nolint:contextcheck // it is given up, whatever ctx says
 		}
 	}()
 	b.client, err = client.Dial(ctx, client.Options{
