@@ -11,169 +11,66 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/berth-storage/berth/provisioner"
+	"github.com/berth-storage/berth/provisioner/gate"
 	"github.com/berth-storage/berth/provisioner/nfs/client"
 )
 
 // errSilent is what the client says of a server that does not answer.
 var errSilent = fmt.Errorf("server nas:2049 did not answer within 5s: %w", client.ErrUnreachable)
 
-// pass sends f through the gate with an hour's patience.
-func pass(g *gate, f func(context.Context) error) error {
-	_, err := through(context.Background(), g, time.Hour, func() error { return errors.New("no patience left") },
-		func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
+// pass sends f through a gate with 15 s of patience.
+func pass(ctx context.Context, g *gate.Gate, f func(context.Context) (int, error)) error {
+	_, err := through(ctx, g, clock.RealClock{}, 15*time.Second, func() error { return errSilent }, f)
 	return err
 }
 
-func answers(context.Context) error { return nil }
-
-// isSilent answers with an error after the client's timeout.
-func isSilent(context.Context) error {
-	time.Sleep(5 * time.Second) // in a bubble: no real time passes
-	return errSilent
-}
-
-func wantUnavailable(t *testing.T, err error) {
-	t.Helper()
-	wait, ok := provisioner.RetryAfter(err)
-	if !ok || wait <= 0 || wait > 30*time.Second {
-		t.Errorf("error = %v, retry after %s: want an unavailable one to be tried within 30 s", err, wait)
-	}
-}
-
-func TestGateOfASilentServerSendsEverybodyAwayAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(clock.RealClock{})
-		wantUnavailable(t, pass(g, isSilent))
-		start, calls := time.Now(), 0
-		for range 100 {
-			err := pass(g, func(context.Context) error { calls++; return nil })
-			wantUnavailable(t, err)
-			if !errors.Is(err, errSilent) {
-				t.Errorf("%v does not say why", err)
-			}
-		}
-		if calls > 0 || time.Since(start) > 0 {
-			t.Errorf("%d calls in %s", calls, time.Since(start))
-		}
-	})
-}
-
-func TestGateLetsOneCallThroughNowAndThenAndOpensWhenItIsAnswered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(clock.RealClock{})
-		wantUnavailable(t, pass(g, isSilent))
-		probes := 0
-		for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(100 * time.Millisecond) {
-			wantUnavailable(t, pass(g, func(ctx context.Context) error { probes++; return isSilent(ctx) }))
-		}
-		if probes < 4 || probes > 12 {
-			t.Errorf("%d probes in a minute", probes)
-		}
-		time.Sleep(reopenMax)
-		if err := pass(g, answers); err != nil {
-			t.Fatal(err)
-		}
-		for range 100 {
-			if err := pass(g, answers); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
-}
-
-func TestOnlyOneCallerIsTheProbe(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(clock.RealClock{})
-		wantUnavailable(t, pass(g, isSilent))
-		time.Sleep(reopenMin)
-		inside := make(chan struct{})
-		go func() { _ = pass(g, func(context.Context) error { <-inside; return nil }) }()
-		synctest.Wait()
-		wantUnavailable(t, pass(g, answers))
-		close(inside)
-		synctest.Wait()
-		if err := pass(g, answers); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestCallersThatWaitLeaveWhenTheServerIsFoundSilent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(clock.RealClock{})
-		start := time.Now()
-		left := make(chan time.Duration, 100)
-		for range 100 {
-			go func() {
-				wantUnavailable(t, pass(g, isSilent))
-				left <- time.Since(start)
-			}()
-		}
-		early := 0
-		for range 100 {
-			if waited := <-left; waited <= stall {
-				early++
-			} else if waited > 5*time.Second {
-				t.Errorf("a caller waited for %s", waited)
-			}
-		}
-		if early != 100-gatePlaces {
-			t.Errorf("%d callers left within %s, want all but %d", early, stall, gatePlaces)
-		}
-	})
-}
-
-func TestASlowServerServesEverybody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(clock.RealClock{})
-		done := make(chan error, 200)
-		for range 200 {
-			go func() {
-				done <- pass(g, func(context.Context) error { time.Sleep(stall - time.Millisecond); return nil })
-			}()
-		}
-		for range 200 {
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		}
-	})
-}
-
-func TestRefusalsDoNotCloseTheGate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(clock.RealClock{})
-		refusal := errors.New("permission denied")
-		for range 100 {
-			if err := pass(g, func(context.Context) error { return refusal }); !errors.Is(err, refusal) {
-				t.Fatal(err)
-			}
-		}
-		if err := pass(g, answers); err != nil {
-			t.Error(err)
-		}
-	})
-}
+func answers(context.Context) (int, error) { return 1, nil }
 
 func TestACallThatCantBeCalledOffIsGivenUpButKeepsItsPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(clock.RealClock{})
+		g := gate.New(clock.RealClock{}, 1)
 		hang := make(chan struct{})
 		start := time.Now()
-		_, err := through(t.Context(), g, 15*time.Second, func() error { return errSilent },
-			func(context.Context) (int, error) { <-hang; return 1, nil })
-		wantUnavailable(t, err)
-		if time.Since(start) != 15*time.Second || len(g.places) != 1 {
-			t.Errorf("after %s %d places are taken", time.Since(start), len(g.places))
+		err := pass(t.Context(), g, func(context.Context) (int, error) { <-hang; return 1, nil })
+		if wait, ok := provisioner.RetryAfter(err); !ok || wait <= 0 || !errors.Is(err, errSilent) {
+			t.Errorf("error %v, retry after %s", err, wait)
+		}
+		if time.Since(start) != 15*time.Second {
+			t.Errorf("given up after %s", time.Since(start))
+		}
+		time.Sleep(gate.ReopenMax)
+		if err := pass(t.Context(), g, answers); err == nil {
+			t.Error("the place was free while the call went on")
 		}
 		close(hang)
 		synctest.Wait()
-		if len(g.places) != 0 {
-			t.Error("the place is not free")
-		}
-		time.Sleep(reopenMax)
-		if err := pass(g, answers); err != nil {
+		time.Sleep(gate.ReopenMax)
+		if err := pass(t.Context(), g, answers); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+func TestOnlySilenceClosesTheGate(t *testing.T) {
+	refusal := errors.New("permission denied")
+	for name, tt := range map[string]struct {
+		err         error
+		open, retry bool
+	}{
+		"a refusal":               {refusal, true, false},
+		"a server that is busy":   {fmt.Errorf("write: %w", client.ErrBusy), true, true},
+		"a caller that gave up":   {context.Canceled, true, false},
+		"a server that is silent": {errSilent, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := gate.New(clock.RealClock{}, 1)
+			err := pass(t.Context(), g, func(context.Context) (int, error) { return 0, tt.err })
+			if _, retry := provisioner.RetryAfter(err); retry != tt.retry || !errors.Is(err, tt.err) {
+				t.Errorf("error %v, says when to retry: %t", err, retry)
+			}
+			if open := g.Closed() == nil; open != tt.open {
+				t.Errorf("open: %t", open)
+			}
+		})
+	}
 }

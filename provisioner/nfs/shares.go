@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+	"k8s.io/utils/clock"
 
 	"github.com/berth-storage/berth/provisioner/directory"
+	"github.com/berth-storage/berth/provisioner/gate"
 	"github.com/berth-storage/berth/provisioner/nfs/client"
 	"github.com/berth-storage/berth/provisioner/nfs/client/nfsfs"
 )
@@ -40,7 +42,7 @@ type shares struct {
 
 	mu    sync.Mutex
 	open  map[Share]*share
-	gates map[string]*gate
+	gates map[string]*gate.Gate
 	// met tells run of a new share.
 	met chan struct{}
 }
@@ -49,7 +51,8 @@ type shares struct {
 type share struct {
 	Share
 	*directory.Pool
-	gate *gate
+	gate  *gate.Gate
+	clock clock.Clock
 	// mount is where the share is mounted, "" when it is not.
 	mount  string
 	remote *remote
@@ -60,7 +63,7 @@ func newShares(o Options) *shares {
 		options:     o,
 		connections: client.NewPool(client.PoolOptions{AnswerTimeout: o.AnswerTimeout}),
 		open:        map[Share]*share{},
-		gates:       map[string]*gate{},
+		gates:       map[string]*gate.Gate{},
 		met:         make(chan struct{}, 1),
 	}
 }
@@ -76,7 +79,7 @@ func (all *shares) get(s Share) (*share, error) {
 	if known, ok := all.open[s]; ok {
 		return known, nil
 	}
-	opened := &share{Share: s, mount: mount, gate: all.gateLocked(s, mount)}
+	opened := &share{Share: s, mount: mount, gate: all.gateLocked(s, mount), clock: all.options.Clock}
 	filesystem, err := all.filesystem(opened)
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", s, err)
@@ -110,13 +113,13 @@ func recheck(mount string) time.Duration {
 
 // gateLocked returns the gate of a server, or of a mount: what is mounted may
 // answer when the server does not answer us, and the other way round.
-func (all *shares) gateLocked(s Share, mount string) *gate {
+func (all *shares) gateLocked(s Share, mount string) *gate.Gate {
 	key := s.address()
 	if mount != "" {
 		key = mount
 	}
 	if all.gates[key] == nil {
-		all.gates[key] = newGate(all.options.Clock)
+		all.gates[key] = gate.New(all.options.Clock, gatePlaces)
 	}
 	return all.gates[key]
 }
@@ -163,7 +166,7 @@ func call[T any](ctx context.Context, s *share, f func(context.Context) (T, erro
 }
 
 func callFor[T any](ctx context.Context, s *share, patience time.Duration, f func(context.Context) (T, error)) (T, error) {
-	value, err := through(ctx, s.gate, patience, func() error { return s.silent(patience) }, f)
+	value, err := through(ctx, s.gate, s.clock, patience, func() error { return s.silent(patience) }, f)
 	if err != nil {
 		err = fmt.Errorf("share %s: %w", s.Share, err)
 	}
