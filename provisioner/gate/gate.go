@@ -22,9 +22,10 @@ const (
 	// Stall is for how long no call may end before those that wait for a place
 	// are sent away.
 	Stall = time.Second / 2
-	// ReopenMin and ReopenMax bound the time between two attempts to find a
-	// silent server back.
+	// ReopenMin is the time between the first two attempts to find a silent
+	// server back.
 	ReopenMin = time.Second
+	// ReopenMax bounds the time between two attempts.
 	ReopenMax = 10 * time.Second
 )
 
@@ -32,13 +33,13 @@ const (
 type Verdict int
 
 const (
-	// Answers: the server answered, whatever it said.
+	// Answers means that the server answered, whatever it said.
 	Answers Verdict = iota
-	// Silent: the server can't be reached, or does not answer.
+	// Silent means that the server can't be reached, or does not answer.
 	Silent
-	// Busy: the server can't do this now; others may be served.
+	// Busy means that the server can't do this now; others may be served.
 	Busy
-	// Unknown: the caller gave up, which says nothing.
+	// Unknown means that the caller gave up, which says nothing.
 	Unknown
 )
 

@@ -96,9 +96,9 @@ func newBare(ctx context.Context, s *site, version, name string, keepsBooks bool
 		return nil, err
 	}
 	b := &bare{pool: client.NewPool(client.PoolOptions{}), keepsBooks: keepsBooks}
-	defer func() {
+	defer func() { //nolint:contextcheck // it is given up, whatever ctx says
 		if err != nil {
-			_ = b.close() //nolint:contextcheck // it is given up, whatever ctx says
+			_ = b.close()
 		}
 	}()
 	b.client, err = client.Dial(ctx, client.Options{
