@@ -8,11 +8,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/onsi/gomega"
+
 	"github.com/berth-storage/berth/provisioner/nfs/client"
 )
 
 // quick is a pool whose connections are given up soon.
 var quick = client.PoolOptions{Connections: 1, AnswerTimeout: 200 * time.Millisecond}
+
+// eventually waits until what comes true.
+func eventually(t *testing.T, what string, comes func() bool) {
+	t.Helper()
+	gomega.NewWithT(t).Eventually(comes, 10*time.Second, 5*time.Millisecond).Should(gomega.BeTrue(), what)
+}
 
 func TestReadsAreRepeatedAfterALostReply(t *testing.T) {
 	t.Parallel()
@@ -166,7 +174,12 @@ func TestRestartIsWaitedFor(t *testing.T) {
 		root := rootOf(t, s.dial(version))
 		must(t, root.WriteFile(t.Context(), "before", "tmp", []byte("x")))
 		s.stop()
-		time.Sleep(100 * time.Millisecond) // until the client has noticed
+		eventually(t, "the client notices", func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			_, err := root.Stat(ctx)
+			return err != nil
+		})
 		done := make(chan error)
 		go func() { done <- root.Mkdir(t.Context(), "d", 0o755) }()
 		s.restart(200 * time.Millisecond)
@@ -181,7 +194,7 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
 		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{Connections: 1, IdleTimeout: 30 * time.Millisecond}))
 		before := s.dials()
-		time.Sleep(150 * time.Millisecond)
+		eventually(t, "the connection is closed", func() bool { return s.openConnections() == 0 })
 		must(t, root.Mkdir(t.Context(), "d", 0o755))
 		if s.dials() != before+1 {
 			t.Errorf("%d connections, before %d", s.dials(), before)
@@ -203,10 +216,7 @@ func TestUsedStateIsRenewed(t *testing.T) {
 				renewal, introduction = "sequence", "exchange_id"
 			}
 			before, introduced := s.count(renewal), s.count(introduction)
-			time.Sleep(1300 * time.Millisecond)
-			if s.count(renewal) < before+2 {
-				t.Errorf("%d renewals", s.count(renewal)-before)
-			}
+			eventually(t, "the state is renewed twice", func() bool { return s.count(renewal) >= before+2 })
 			must(t, root.WriteFile(t.Context(), "f", "tmp", []byte("y")))
 			if s.count(introduction) != introduced {
 				t.Error("the state was lost")
@@ -220,10 +230,9 @@ func TestUnusedStateIsGivenUp(t *testing.T) {
 	s := newServer(t)
 	s.lease = 1
 	root := rootOf(t, s.dialWith(s.options(client.Version41), client.PoolOptions{IdleTimeout: time.Millisecond}))
-	time.Sleep(1500 * time.Millisecond)
-	if s.count("destroy_session") != 1 || s.count("destroy_clientid") != 1 {
-		t.Errorf("%d sessions and %d clients were given up", s.count("destroy_session"), s.count("destroy_clientid"))
-	}
+	eventually(t, "session and client are given up", func() bool {
+		return s.count("destroy_session") == 1 && s.count("destroy_clientid") == 1
+	})
 	must(t, root.Mkdir(t.Context(), "d", 0o755))
 }
 

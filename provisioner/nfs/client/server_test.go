@@ -156,6 +156,12 @@ func (s *server) dials() int {
 	return s.accepted
 }
 
+func (s *server) openConnections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.connections)
+}
+
 // breakOnce lets one kind of operation go wrong the first n times.
 func (s *server) breakOnce(op string, n int, f fault) {
 	s.mu.Lock()
@@ -193,7 +199,12 @@ func (s *server) enter(op string) uint32 {
 }
 
 func (s *server) serve(connection net.Conn) {
-	defer connection.Close()
+	defer func() {
+		_ = connection.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.connections, connection)
+	}()
 	input := bufio.NewReader(connection)
 	for {
 		var header [4]byte
