@@ -25,4 +25,9 @@ const (
 	TrashPartlyPurged Point = "trash-partly-purged"
 	StorageExpanded   Point = "storage-expanded"
 	VolumeExpanded    Point = "volume-expanded"
+
+	// Of volumes with a project quota.
+	ProjectSet  Point = "project-set"
+	LimitRaised Point = "limit-raised"
+	LimitLifted Point = "limit-lifted"
 )

@@ -20,8 +20,10 @@ type Spec struct {
 	Claim    types.NamespacedName
 	ClaimUID types.UID
 	Class    string
-	// SizeBytes is recorded, not enforced.
+	// SizeBytes is recorded, and enforced as far as Quota asks for it and the
+	// filesystem can: the marker says.
 	SizeBytes int64
+	Quota     QuotaMode
 	// Path is where the directory goes, as Pattern.Expand returns it.
 	Path     string
 	OnDelete OnDelete
@@ -86,12 +88,16 @@ func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
 		return Marker{}, err
 	}
 	b := &builder{session: s, marker: m}
-	return m, b.build(ctx)
+	err = b.build(ctx)
+	return b.marker, err
 }
 
 func (spec Spec) check() error {
 	if err := checkVolume(spec.Volume); err != nil {
 		return err
+	}
+	if spec.Quota != "" && !spec.Quota.Valid() {
+		return fmt.Errorf("create volume %s: quota %q is invalid", spec.Volume, spec.Quota)
 	}
 	if spec.ClaimUID == "" || !spec.OnDelete.Valid() || spec.Mode > 0o7777 {
 		return fmt.Errorf("create volume %s: claim UID %q, onDelete %q or mode %#o is invalid", spec.Volume, spec.ClaimUID, spec.OnDelete, spec.Mode)
@@ -107,6 +113,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 	if err := s.index.reserve(spec.Path, spec.Volume); err != nil {
 		return Marker{}, err
 	}
+	s.index.setSize(spec.Volume, spec.SizeBytes)
 	b := &builder{session: s, fresh: true, marker: Marker{
 		Version:        markerVersion,
 		Volume:         spec.Volume,
@@ -122,13 +129,18 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		UID:            spec.UID,
 		GID:            spec.GID,
 		Created:        time.Now().UTC(),
+		Quota:          spec.Quota,
 	}}
-	if err := p.survey(ctx, b, spec.Adopt); err != nil {
+	err := p.survey(ctx, b, spec.Adopt)
+	if err == nil {
+		err = s.chooseProject(ctx, &b.marker)
+	}
+	if err != nil {
 		s.index.release(spec.Path)
 		return Marker{}, err
 	}
 	s.index.setMade(b.marker)
-	err := writeMarker(ctx, s.volumes, b.marker)
+	err = writeMarker(ctx, s.volumes, b.marker)
 	if err == nil {
 		crashpoint.Reach(crashpoint.MarkerWritten)
 		err = b.build(ctx)
@@ -260,6 +272,10 @@ func (b *builder) buildOnce(ctx context.Context) error {
 	}
 	defer dir.Close()
 	if !b.marker.Adopted {
+		// The limit first: with its owner the directory is in use.
+		if err := b.enforce(ctx, dir); err != nil {
+			return err
+		}
 		if err := b.setAttributes(ctx, dir); err != nil {
 			return err
 		}
@@ -393,6 +409,9 @@ func (p *Pool) takeBack(ctx context.Context, b *builder) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	if b.made {
+		if err := p.lift(ctx, b.session, b.marker); err != nil {
+			return fmt.Errorf("take back volume %s: %w", b.marker.Volume, err)
+		}
 		if err := b.removeEmpty(ctx, b.marker.Path); err != nil {
 			// The marker keeps track of it.
 			return fmt.Errorf("take back volume %s: %w", b.marker.Volume, err)

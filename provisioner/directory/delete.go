@@ -56,6 +56,9 @@ func (p *Pool) Delete(ctx context.Context, volume string, expect Expectation) er
 	if err := p.checkOwner(s, m); err != nil {
 		return fmt.Errorf("delete volume %s: %w", volume, err)
 	}
+	if err := p.lift(ctx, s, m); err != nil {
+		return fmt.Errorf("delete volume %s: %w", volume, err)
+	}
 	switch m.OnDelete.Careful(expect.OnDelete) {
 	case OnDeleteRetain:
 		p.log.Info("Left the directory of a deleted volume in place", "volume", volume, "pool", p.options.Name, "path", m.Path)
@@ -75,15 +78,31 @@ func (p *Pool) Discard(ctx context.Context, volume string) error {
 		if m.Adopted {
 			return p.forget(ctx, s, m)
 		}
-		err := s.removeEmpty(ctx, m.Path)
-		if notEmpty(err) {
-			return fmt.Errorf("discard volume %s: %w", volume, provisioner.ErrNotEmpty)
-		}
-		if err != nil {
-			return fmt.Errorf("discard volume %s: %w", volume, kindError(err))
+		if err := p.discard(ctx, s, m); err != nil {
+			return fmt.Errorf("discard volume %s: %w", volume, err)
 		}
 		return p.forget(ctx, s, m)
 	})
+}
+
+// discard removes the directory of m, if it is empty.
+func (p *Pool) discard(ctx context.Context, s *session, m Marker) error {
+	if s.limits(m) {
+		// A volume with data keeps its limit.
+		if empty, err := s.isEmpty(ctx, m.Path); err != nil {
+			return kindError(err)
+		} else if !empty {
+			return provisioner.ErrNotEmpty
+		}
+		if err := p.lift(ctx, s, m); err != nil {
+			return err
+		}
+	}
+	err := s.removeEmpty(ctx, m.Path)
+	if notEmpty(err) {
+		return errors.Join(provisioner.ErrNotEmpty, s.restore(ctx, m))
+	}
+	return kindError(err)
 }
 
 // Has reports whether the pool has a marker of volume. An error means that the
@@ -302,6 +321,8 @@ func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, n
 	}
 	if err != nil {
 		s.index.stay(m.Path)
+	} else {
+		s.letGo(m)
 	}
 	return err
 }
@@ -327,6 +348,7 @@ func (p *Pool) forget(ctx context.Context, s *session, m Marker) (err error) {
 	}
 	crashpoint.Reach(crashpoint.MarkerRemoved)
 	s.index.release(m.Path)
+	s.letGo(m)
 	return nil
 }
 

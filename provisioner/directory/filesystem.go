@@ -22,6 +22,9 @@ type Filesystem interface {
 // Space is the size of a filesystem in bytes.
 type Space struct {
 	Total, Free uint64
+	// Device tells the filesystems of one machine apart, as st_dev of stat(2)
+	// does; 0 when nobody can say.
+	Device uint64
 }
 
 // Dir is an open directory, which stays the same directory when it is renamed
@@ -102,6 +105,14 @@ type Dir interface {
 
 	// Close releases the handle.
 	Close() error
+}
+
+// Handle is a Dir of this machine, for system calls that Dir has no words for.
+type Handle interface {
+	Dir
+	// Control calls f with the directory's descriptor, which stays open
+	// meanwhile, again when it was interrupted. op is what f does, for errors.
+	Control(op string, f func(fd int) error) error
 }
 
 // Info describes a file or a directory.

@@ -24,6 +24,9 @@ type index struct {
 	made map[string]bool
 	// damaged holds the volumes whose markers can't be trusted.
 	damaged map[string]error
+	// sizes holds what the volumes were promised, promised their sum.
+	sizes    map[string]int64
+	promised int64
 }
 
 func newIndex() *index {
@@ -33,6 +36,7 @@ func newIndex() *index {
 		leaving: map[string]bool{},
 		made:    map[string]bool{},
 		damaged: map[string]error{},
+		sizes:   map[string]int64{},
 
 		leavingBelow: map[string]int{},
 	}
@@ -143,6 +147,7 @@ func (x *index) release(path string) {
 		return
 	}
 	x.stayLocked(path)
+	x.setSizeLocked(x.owner[path], 0)
 	delete(x.owner, path)
 	for _, dir := range ancestors(path) {
 		decrement(x.below, dir)

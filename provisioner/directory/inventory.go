@@ -20,7 +20,7 @@ import (
 const readersAtOnce = 16
 
 // load builds the index from the markers.
-func (p *Pool) load(ctx context.Context, admin Dir) (*index, error) {
+func (p *Pool) load(ctx context.Context, admin Dir, known identity) (*index, error) {
 	volumes, err := admin.Open(ctx, volumesName)
 	if err != nil {
 		return nil, fmt.Errorf("open the markers: %w", err)
@@ -77,6 +77,9 @@ func (p *Pool) load(ctx context.Context, admin Dir) (*index, error) {
 	})
 	for _, m := range markers {
 		p.index(idx, m)
+		if m.Project != 0 && p.options.Quota != nil {
+			p.options.Quota.Hold(QuotaOwner{Pool: known.ID, Volume: m.Volume}, m.Project)
+		}
 	}
 	return idx, nil
 }
@@ -91,6 +94,7 @@ func (p *Pool) index(idx *index, m Marker) {
 	}
 	idx.setDamaged(m.Volume, nil)
 	idx.setMade(m)
+	idx.setSize(m.Volume, m.SizeBytes)
 }
 
 // recheckDamaged looks whether an administrator has repaired or removed the
@@ -110,45 +114,76 @@ func (p *Pool) recheckDamaged(ctx context.Context, s *session) (int, error) {
 	return len(s.index.damagedVolumes()), nil
 }
 
-// Volumes yields what the markers say. Damaged ones come last, as one error.
-// A pool that was never used has no volumes.
+// Volumes yields what the markers say, in the order of the volumes' names.
+// Damaged ones come last, as one error. A pool that was never used has no
+// volumes.
 func (p *Pool) Volumes(ctx context.Context) iter.Seq2[provisioner.Record, error] {
 	return func(yield func(provisioner.Record, error) bool) {
+		for m, err := range p.Markers(ctx, "") {
+			if err != nil {
+				yield(provisioner.Record{}, err)
+				return
+			}
+			if !yield(m.Record(), nil) {
+				return
+			}
+		}
+	}
+}
+
+// Markers yields the markers of the volumes whose names come after the one given,
+// in that order, and reads no more of them than are asked for. Damaged ones come
+// last, as one error. A pool that was never used has none.
+func (p *Pool) Markers(ctx context.Context, after string) iter.Seq2[Marker, error] {
+	return func(yield func(Marker, error) bool) {
 		s, err := p.enter(ctx, false)
 		if errors.Is(err, ErrNotInitialised) {
 			return
 		}
 		if err != nil {
-			yield(provisioner.Record{}, err)
+			yield(Marker{}, err)
 			return
 		}
 		defer s.close()
+		names, err := s.volumeNames(ctx, after)
+		if err != nil {
+			yield(Marker{}, err)
+			return
+		}
 		var damaged []error
-		for e, err := range s.volumes.ReadDir(ctx) {
-			if err != nil {
-				yield(provisioner.Record{}, fmt.Errorf("list the markers: %w", err))
-				return
-			}
-			volume, ok := volumeOf(e.Name)
-			if !ok {
-				continue
-			}
+		for _, volume := range names {
 			m, err := readMarker(ctx, s.volumes, volume)
 			switch {
 			case notExist(err): // deleted meanwhile
 			case isDamage(err):
 				damaged = append(damaged, err)
 			case err != nil:
-				yield(provisioner.Record{}, err)
+				yield(Marker{}, err)
 				return
-			case !yield(m.Record(), nil):
+			case !yield(m, nil):
 				return
 			}
 		}
 		if len(damaged) > 0 {
-			yield(provisioner.Record{}, errors.Join(damaged...))
+			yield(Marker{}, errors.Join(damaged...))
 		}
 	}
+}
+
+// volumeNames returns, sorted, the names of the volumes that have a marker and
+// come after the one given.
+func (s *session) volumeNames(ctx context.Context, after string) ([]string, error) {
+	var names []string
+	for e, err := range s.volumes.ReadDir(ctx) {
+		if err != nil {
+			return nil, fmt.Errorf("list the markers: %w", err)
+		}
+		if volume, ok := volumeOf(e.Name); ok && volume > after {
+			names = append(names, volume)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // volumeOf returns which volume's marker a file of .berth/volumes is.

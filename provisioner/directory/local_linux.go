@@ -84,12 +84,20 @@ func (l *Local) Space(ctx context.Context) (Space, error) {
 		return Space{}, err
 	}
 	defer root.Close()
-	var st unix.Statfs_t
-	if err := root.(*localDir).do("statfs", "", func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
+	var (
+		st    unix.Statfs_t
+		about unix.Stat_t
+	)
+	if err := root.(*localDir).do("statfs", "", func(fd int) error {
+		if err := unix.Fstat(fd, &about); err != nil {
+			return err
+		}
+		return unix.Fstatfs(fd, &st)
+	}); err != nil {
 		return Space{}, err
 	}
 	size := uint64(st.Frsize) //nolint:gosec // a block's size is positive
-	return Space{Total: st.Blocks * size, Free: st.Bavail * size}, nil
+	return Space{Total: st.Blocks * size, Free: st.Bavail * size, Device: about.Dev}, nil
 }
 
 // localDir is a Dir by way of the *at system calls.
@@ -131,6 +139,9 @@ func (d *localDir) at(ctx context.Context, op, name string, f func(fd int) error
 	}
 	return d.do(op, name, f)
 }
+
+// Control calls f with the directory's descriptor: see Handle.
+func (d *localDir) Control(op string, f func(fd int) error) error { return d.do(op, "", f) }
 
 func (d *localDir) Stat(ctx context.Context) (Info, error) {
 	if err := ctx.Err(); err != nil {

@@ -142,7 +142,7 @@ func isSubvolume(fd int, id mountIdentity) (bool, error) {
 	if err := unix.Fstatfs(fd, &st); err != nil {
 		return false, err
 	}
-	return st.Type == unix.BTRFS_SUPER_MAGIC, nil
+	return uint32(st.Type) == unix.BTRFS_SUPER_MAGIC, nil //nolint:gosec // its type differs between machines, its 32 bits don't
 }
 
 // mountRoot returns which directory of its filesystem a mount shows.

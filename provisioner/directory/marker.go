@@ -81,6 +81,14 @@ type Marker struct {
 	// deepest, were made for a pattern, and go once they are empty.
 	ParentsMade int       `json:"parentsMade"`
 	Created     time.Time `json:"created"`
+	// Quota is what the class said about enforcing the size.
+	Quota QuotaMode `json:"quota,omitempty"`
+	// Project is the project id that the limit belongs to, or 0. It stays in
+	// the marker, and the volume may regain its limit, when the filesystem can't
+	// enforce it for the time being.
+	Project uint32 `json:"project,omitempty"`
+	// Unenforced says why the size is not enforced, and is empty when it is.
+	Unenforced string `json:"unenforced,omitempty"`
 }
 
 // Record returns what the marker says, in the words of the driver contract.
@@ -140,6 +148,8 @@ func parseMarker(volume string, data []byte) (Marker, error) {
 		return Marker{}, errors.New("names no claim")
 	case !m.OnDelete.Valid():
 		return Marker{}, fmt.Errorf("onDelete %s is unknown", shown(string(m.OnDelete)))
+	case m.Quota != "" && !m.Quota.Valid():
+		return Marker{}, fmt.Errorf("quota %s is unknown", shown(string(m.Quota)))
 	case m.ParentsMade < 0 || m.ParentsMade > strings.Count(m.Path, "/"):
 		return Marker{}, fmt.Errorf("parentsMade %d does not fit the path", m.ParentsMade)
 	}

@@ -37,6 +37,8 @@ type Options struct {
 	// open, as on a server whose handles go stale then, and saves them round
 	// trips.
 	Recheck time.Duration
+	// Quota limits how much volumes may hold. When nil, none is limited.
+	Quota Quota
 	// PurgeRate limits how many files a second are removed from the trash;
 	// zero means DefaultPurgeRate.
 	PurgeRate rate.Limit
@@ -134,6 +136,7 @@ func (p *Pool) Stats(ctx context.Context) (Stats, error) {
 // session is the base as one operation found it, or several that share it.
 type session struct {
 	*opened
+	quota   Quota // nil when there is none
 	root    Dir
 	admin   Dir // .berth
 	volumes Dir // .berth/volumes
@@ -178,7 +181,7 @@ func (p *Pool) enter(ctx context.Context, initialise bool) (*session, error) {
 
 // look is enter without help from others.
 func (p *Pool) look(ctx context.Context, initialise bool) (_ *session, err error) {
-	s := &session{}
+	s := &session{quota: p.options.Quota}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -245,7 +248,7 @@ func (p *Pool) open(ctx context.Context, root Dir, initialise bool) (_ *opened, 
 	if err != nil {
 		return nil, err
 	}
-	idx, err := p.load(ctx, admin)
+	idx, err := p.load(ctx, admin, known)
 	if err != nil {
 		return nil, err
 	}

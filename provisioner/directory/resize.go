@@ -5,8 +5,9 @@ import (
 	"fmt"
 )
 
-// Resize records that volume has grown to size bytes. It never makes the number
-// smaller. The marker must agree with expect, as for Delete.
+// Resize makes size bytes the limit of volume and records them in its marker,
+// which says whether they are enforced. It never makes the number smaller. The
+// marker must agree with expect, as for Delete.
 func (p *Pool) Resize(ctx context.Context, volume string, expect Expectation, size int64) error {
 	s, leave, err := p.enterVolume(ctx, volume)
 	if err != nil {
@@ -23,9 +24,20 @@ func (p *Pool) Resize(ctx context.Context, volume string, expect Expectation, si
 	if err := p.checkOwner(s, m); err != nil {
 		return fmt.Errorf("resize volume %s: %w", volume, err)
 	}
-	if m.SizeBytes >= size {
+	before := m
+	m.SizeBytes = max(m.SizeBytes, size)
+	if s.limits(m) {
+		// The marker after the limit: writing it makes both durable.
+		if err := m.tolerate(s.raiseAt(ctx, &m)); err != nil {
+			return fmt.Errorf("resize volume %s: %w", volume, err)
+		}
+	}
+	if m == before {
 		return nil
 	}
-	m.SizeBytes = size
-	return writeMarker(ctx, s.volumes, m)
+	if err := writeMarker(ctx, s.volumes, m); err != nil {
+		return err
+	}
+	s.index.setSize(volume, m.SizeBytes)
+	return nil
 }
