@@ -11,9 +11,9 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller/metrics"
 )
 
-// durationBuckets reach from a rename to a slow backend: 5 ms to 10 min. The
-// library's own end at 10 s.
-var durationBuckets = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
+// DurationBuckets are those of all histograms of what users wait for. They reach
+// from a rename to a slow backend: 5 ms to 10 min. The library's own end at 10 s.
+var DurationBuckets = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
 
 // NewMetrics returns the library's series under the library's names, so that
 // dashboards made for other external provisioners keep working, with buckets
@@ -26,13 +26,13 @@ func NewMetrics(registerer prometheus.Registerer) metrics.Metrics {
 		Subsystem: subsystem,
 		Name:      "persistentvolumeclaim_provision_duration_seconds",
 		Help:      "Latency in seconds to provision persistent volumes. Failed provisioning attempts are ignored. Broken down by storage class name and source of the claim.",
-		Buckets:   durationBuckets,
+		Buckets:   DurationBuckets,
 	}, []string{"class", "source"})
 	m.PersistentVolumeDeleteDurationSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Subsystem: subsystem,
 		Name:      "persistentvolume_delete_duration_seconds",
 		Help:      "Latency in seconds to delete persistent volumes. Failed deletion attempts are ignored. Broken down by storage class name.",
-		Buckets:   durationBuckets,
+		Buckets:   DurationBuckets,
 	}, []string{"class"})
 	registerer.MustRegister(
 		m.PersistentVolumeClaimProvisionTotal,
@@ -62,10 +62,7 @@ func (i *instrumented) Unwrap() Driver { return i.driver }
 func (i *instrumented) Provision(ctx context.Context, options controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	start := time.Now()
 	volume, state, err := i.driver.Provision(ctx, options)
-	class, source := options.StorageClass.Name, ""
-	if options.PVC.Spec.DataSource != nil {
-		source = options.PVC.Spec.DataSource.Kind
-	}
+	class, source := options.StorageClass.Name, sourceOf(options.PVC)
 	switch {
 	case err == nil:
 		i.metrics.PersistentVolumeClaimProvisionTotal.WithLabelValues(class, source).Inc()
@@ -74,6 +71,19 @@ func (i *instrumented) Provision(ctx context.Context, options controller.Provisi
 		i.metrics.PersistentVolumeClaimProvisionFailedTotal.WithLabelValues(class, source).Inc()
 	}
 	return volume, state, err
+}
+
+// sourceOf names what a claim is to be filled from. A claim's author may write any
+// kind, which must not make a series each.
+func sourceOf(claim *corev1.PersistentVolumeClaim) string {
+	if claim.Spec.DataSource == nil {
+		return ""
+	}
+	switch kind := claim.Spec.DataSource.Kind; kind {
+	case "PersistentVolumeClaim", "VolumeSnapshot":
+		return kind
+	}
+	return "other"
 }
 
 func (i *instrumented) Delete(ctx context.Context, volume *corev1.PersistentVolume) error {

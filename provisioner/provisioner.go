@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
@@ -36,12 +37,16 @@ type Inventory interface {
 	// the sequence; what was yielded before it is valid.
 	Volumes(ctx context.Context) iter.Seq2[Record, error]
 
+	// RecordOf returns the Record that the driver should have of volume, as far
+	// as the volume tells: at least what Discard needs, and Place.
+	RecordOf(volume *corev1.PersistentVolume) Record
+
 	// Discard drops a volume that nobody can have used, since no
 	// PersistentVolume was ever written or bound for it. It must not be able to
 	// destroy data: storage that holds anything is left as it is, and an error
-	// that wraps ErrNotEmpty is returned; storage that existed before the
-	// volume is let go. A volume the driver does not know is no error.
-	Discard(ctx context.Context, volume string) error
+	// that wraps ErrNotEmpty is returned; storage that existed before the volume
+	// is let go. A volume the driver does not know is no error.
+	Discard(ctx context.Context, record Record) error
 }
 
 // BackgroundWorker is implemented by drivers with work that outlives a call,
@@ -61,6 +66,12 @@ type Record struct {
 	ClaimUID types.UID
 	// Created is when the driver began to make the volume.
 	Created time.Time
+	// ID is what the driver finds the volume by, if not its name.
+	ID string
+	// Place is where the volume is, in the driver's words, if it can be in one
+	// of several places. Storage that a PersistentVolume of the same name has in
+	// another place is of an attempt that was given up, and so an orphan.
+	Place string
 }
 
 // Expander is implemented by drivers whose volumes can grow.
@@ -71,4 +82,38 @@ type Expander interface {
 	// those who use the volume; it is part of an event, for example "the size
 	// is not enforced: …".
 	Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (note string, err error)
+}
+
+// Noticer is implemented by drivers that may have made a volume with less than its
+// claim's owner may think.
+type Noticer interface {
+	// Notice returns what the owner of volume's claim should know, for the end of
+	// the event that says that the volume was made; "" when there is nothing.
+	Notice(volume *corev1.PersistentVolume) string
+}
+
+// NodeLocal is implemented by drivers whose volumes are tied to one node each.
+type NodeLocal interface {
+	// NodeOf returns the name of the Node that holds volume, "" when volume is
+	// not the driver's.
+	NodeOf(volume *corev1.PersistentVolume) string
+
+	// Nodes returns the names of the nodes that the driver has storage on,
+	// reachable or not, in no order.
+	Nodes(ctx context.Context) ([]string, error)
+
+	// Capacity says how much room there is on a node for volumes of class. A
+	// node that has no storage for the class (it lacks the pool) has the zero
+	// Capacity and no error. An InfeasibleError says that the class has no
+	// volumes anywhere, any other error that the room is not known for now, be
+	// it that the node can't be reached or that Nodes does not name it any more.
+	Capacity(ctx context.Context, class *storagev1.StorageClass, node string) (Capacity, error)
+}
+
+// Capacity is room for volumes, in bytes.
+type Capacity struct {
+	// Available is how much all further volumes can have together.
+	Available int64
+	// MaximumVolumeSize is how large the largest of them can be.
+	MaximumVolumeSize int64
 }

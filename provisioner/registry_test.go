@@ -31,7 +31,9 @@ func (*richDriver) ShouldDelete(context.Context, *corev1.PersistentVolume) bool 
 func (*richDriver) Volumes(context.Context) iter.Seq2[Record, error] {
 	return func(func(Record, error) bool) {}
 }
-func (*richDriver) Discard(context.Context, string) error { return nil }
+func (*richDriver) RecordOf(*corev1.PersistentVolume) Record { return Record{} }
+
+func (*richDriver) Discard(context.Context, Record) error { return nil }
 
 func TestRegistryFindsDriversByName(t *testing.T) {
 	registry := NewRegistry()

@@ -4,48 +4,58 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
-	"path/filepath"
-	"slices"
 	"strings"
+	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/go-logr/logr"
+	"golang.org/x/sync/singleflight"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/directory"
+	"github.com/berth-storage/berth/provisioner/hostpath/wire"
 	"github.com/berth-storage/berth/provisioner/request"
 )
 
 // Name is the driver's name: the provisioner field of its StorageClasses.
-const Name = "hostpath.berth.storage"
+const Name = wire.PluginName
+
+// DefaultUnreachableAfter is how long a node may not answer before the claims that
+// wait for it go back to the scheduler.
+const DefaultUnreachableAfter = 5 * time.Minute
 
 // Options configure a Driver.
 type Options struct {
-	// NodeName is the Kubernetes Node this process runs on.
-	NodeName string
-	// Pools maps the names of pools to absolute directories.
-	Pools map[string]string
-	// NodeLabels returns the Node's labels as they are now.
-	NodeLabels func(ctx context.Context) (map[string]string, error)
-	// PoolInUse reports whether Kubernetes has volumes of this driver in pool
-	// on this node. An empty directory is not taken for a new pool then: the
-	// disk it should be is not mounted. When nil, nobody is asked.
-	PoolInUse func(ctx context.Context, pool string) (bool, error)
-	// RequireMount refuses pools that are not the root of a filesystem.
-	RequireMount bool
-	Log          logr.Logger
+	// Nodes reaches the nodes' servers. With a *Local the driver is for that
+	// node only, whatever its Node object says.
+	Nodes Nodes
+	// Node returns a Node as it is now. What it returns is only read.
+	Node func(ctx context.Context, name string) (*corev1.Node, error)
+	// InUse reports whether Kubernetes has volumes of this driver in a directory
+	// of a pool on a node (LiesIn tells). An empty directory is not taken for a
+	// new pool then: the disk it should be is not mounted. It is asked only then.
+	// When nil, nobody is asked.
+	InUse func(ctx context.Context, node, pool, directory string) (bool, error)
+	// UnreachableAfter is how long a node may not answer before a claim whose pod
+	// was scheduled to it goes back to the scheduler; 0 for
+	// DefaultUnreachableAfter.
+	UnreachableAfter time.Duration
+	// Clock measures that; nil for the real one.
+	Clock clock.PassiveClock
+	Log   logr.Logger
 }
 
 // Driver provisions node-local directories.
 type Driver struct {
-	nodeName   string
-	nodeLabels func(ctx context.Context) (map[string]string, error)
-	node       *node
-	log        logr.Logger
+	options Options
+	// only is the name of the one node, "" when there may be many.
+	only    string
+	silence *silence
+	// inUse asks Options.InUse once for all who ask at a time.
+	inUse singleflight.Group
 }
 
 var (
@@ -53,116 +63,33 @@ var (
 	_ provisioner.Expander         = (*Driver)(nil)
 	_ provisioner.Inventory        = (*Driver)(nil)
 	_ provisioner.BackgroundWorker = (*Driver)(nil)
+	_ provisioner.NodeLocal        = (*Driver)(nil)
+	_ provisioner.Noticer          = (*Driver)(nil)
 	_ controller.DeletionGuard     = (*Driver)(nil)
 )
 
-// New returns the driver for one node. It does not look at the pools'
-// directories: each is opened when it is first needed.
+// New returns the driver. It calls no server yet.
 func New(o Options) (*Driver, error) {
-	if o.NodeName == "" {
-		return nil, errors.New("hostpath driver: no node name")
+	switch {
+	case o.Nodes == nil:
+		return nil, errors.New("hostpath driver: no way to reach nodes")
+	case o.Node == nil:
+		return nil, errors.New("hostpath driver: no way to read a Node")
 	}
-	if o.NodeLabels == nil {
-		return nil, errors.New("hostpath driver: no way to read the labels of the node")
+	if o.UnreachableAfter == 0 {
+		o.UnreachableAfter = DefaultUnreachableAfter
 	}
-	node, err := newNode(o)
-	if err != nil {
-		return nil, fmt.Errorf("hostpath driver: %w", err)
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
 	}
-	return &Driver{nodeName: o.NodeName, nodeLabels: o.NodeLabels, node: node, log: o.Log}, nil
+	d := &Driver{options: o, silence: newSilence(o.Clock)}
+	if local, ok := o.Nodes.(*Local); ok {
+		d.only = local.server.NodeName()
+	}
+	return d, nil
 }
 
-// ParsePool reads the value of the flag --pool: a name, "=" and an absolute
-// directory.
-func ParsePool(s string) (name, path string, err error) {
-	name, path, ok := strings.Cut(s, "=")
-	if !ok {
-		return "", "", fmt.Errorf("pool %q: write name=/directory", s)
-	}
-	return name, path, checkPool(name, path)
-}
-
-func checkPool(name, path string) error {
-	if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
-		return fmt.Errorf("pool name %q: %s", name, strings.Join(problems, ", "))
-	}
-	if err := directory.CheckBase(path); err != nil {
-		return fmt.Errorf("pool %s: %w", name, err)
-	}
-	return nil
-}
-
-// Provision makes the directory for a claim and describes it as a
-// PersistentVolume.
-func (d *Driver) Provision(ctx context.Context, opts controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
-	if opts.SelectedNodeName != "" && opts.SelectedNodeName != d.nodeName {
-		return nil, controller.ProvisioningReschedule,
-			fmt.Errorf("pod was scheduled to node %s, but this driver has pools on node %s only", opts.SelectedNodeName, d.nodeName)
-	}
-	volume, err := d.provision(ctx, opts)
-	return volume, controller.ProvisioningFinished, err
-}
-
-func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions) (*corev1.PersistentVolume, error) {
-	params, err := parseParameters(opts.StorageClass)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkClaim(opts.PVC); err != nil {
-		return nil, err
-	}
-	base, err := d.node.base(params.pool)
-	if err != nil {
-		return nil, err
-	}
-	labels, err := d.nodeLabels(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read the labels of node %s: %w", d.nodeName, err)
-	}
-	if err := checkTopology(opts.StorageClass, d.nodeName, labels); err != nil {
-		return nil, err
-	}
-	hostname := labels[corev1.LabelHostname]
-	if hostname == "" {
-		return nil, fmt.Errorf("node %s lacks the label %s, which ties a volume to its node", d.nodeName, corev1.LabelHostname)
-	}
-	size := opts.PVC.Spec.Resources.Requests[corev1.ResourceStorage]
-	if err := d.checkSize(ctx, params.pool, size); err != nil {
-		return nil, err
-	}
-	path, err := params.Path(opts)
-	if err != nil {
-		// Labels may have changed since an earlier call chose a path, which
-		// counts.
-		chosen, ok := d.node.pathOf(ctx, params.pool, opts.PVName)
-		if !ok {
-			return nil, err
-		}
-		path = chosen
-	}
-	marker, err := d.node.create(ctx, params.pool, params.Spec(opts, path))
-	if err != nil {
-		return nil, err
-	}
-	return describe(opts, marker, params.volumeType, filepath.Join(base, marker.Path), d.nodeName, hostname), nil
-}
-
-// checkSize refuses a request that no amount of tidying up would make room for.
-// Less than that is not refused: directories share their filesystem's space,
-// and without a quota a request reserves nothing.
-func (d *Driver) checkSize(ctx context.Context, pool string, size resource.Quantity) error {
-	space, err := d.node.space(ctx, pool)
-	if err != nil {
-		return fmt.Errorf("pool %s: %w", pool, err)
-	}
-	if size.Cmp(quantity(space.Total)) > 0 {
-		readable := quantity(roundDown(space.Total))
-		return provisioner.Infeasible(request.SizeField, size.String(), "pool %s on node %s has %s in all; ask for no more than that, or use another pool", pool, d.nodeName, readable.String())
-	}
-	return nil
-}
-
-// ShouldDelete reports whether the volume lies on this node.
+// ShouldDelete reports whether the volume lies on a node of this driver.
 func (d *Driver) ShouldDelete(_ context.Context, volume *corev1.PersistentVolume) bool {
 	return d.ignores(volume) == ""
 }
@@ -173,43 +100,45 @@ func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) er
 	if reason := d.ignores(volume); reason != "" {
 		return &controller.IgnoredError{Reason: reason}
 	}
-	pool, expect, err := d.find(volume)
+	id, expected, err := identify(volume)
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w; not touching anything", volume.Name, err)
 	}
-	return d.node.delete(ctx, pool, volume.Name, expect)
+	return d.on(ctx, volume.Annotations[AnnNode], func(ctx context.Context, server csi.ControllerClient) error {
+		_, err := server.DeleteVolume(expected.Attach(ctx), &csi.DeleteVolumeRequest{VolumeId: id.String()})
+		return err
+	})
 }
 
-// Expand records the new size, which nothing enforces.
+// Expand promises the volume more, which a quota enforces where there is one.
 func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (string, error) {
 	if reason := d.ignores(volume); reason != "" {
 		return "", &controller.IgnoredError{Reason: reason}
 	}
-	pool, expect, err := d.find(volume)
+	id, expected, err := identify(volume)
 	if err != nil {
 		return "", fmt.Errorf("expand volume %s: %w", volume.Name, err)
 	}
-	if err := d.checkSize(ctx, pool, *resource.NewQuantity(size, resource.BinarySI)); err != nil {
-		return "", err
+	err = d.on(ctx, volume.Annotations[AnnNode], func(ctx context.Context, server csi.ControllerClient) error {
+		_, err := server.ControllerExpandVolume(expected.Attach(ctx), &csi.ControllerExpandVolumeRequest{
+			VolumeId: id.String(), CapacityRange: &csi.CapacityRange{RequiredBytes: size},
+		})
+		return err
+	})
+	if volume.Annotations[AnnQuota] == wire.QuotaEnforced {
+		return "the filesystem enforces it", outOfRange(err, size)
 	}
-	return "the size is not enforced: volumes of a pool have its filesystem's space in common", d.node.resize(ctx, pool, volume.Name, expect, size)
+	return "the size is not enforced: volumes of a pool have its filesystem's space in common", outOfRange(err, size)
 }
 
-// find returns the pool of volume, and what has to be true of its directory.
-func (d *Driver) find(volume *corev1.PersistentVolume) (pool string, _ directory.Expectation, _ error) {
+// identify returns the id of volume, and what has to be true of its directory.
+func identify(volume *corev1.PersistentVolume) (wire.VolumeID, wire.Expectation, error) {
 	expect, err := request.Expectation(volume)
 	if err != nil {
-		return "", directory.Expectation{}, err
+		return wire.VolumeID{}, wire.Expectation{}, err
 	}
-	pool = volume.Annotations[AnnPool]
-	base, err := d.node.base(pool)
-	if err != nil {
-		return "", directory.Expectation{}, err
-	}
-	if source, want := sourcePath(volume), filepath.Join(base, expect.Path); source != want {
-		return "", directory.Expectation{}, fmt.Errorf("its path is %q, by its annotations and the pool's directory it should be %q", source, want)
-	}
-	return pool, expect, nil
+	id := wire.NewVolumeID(volume.Annotations[AnnPool], volume.Name, expect.ClaimUID, expect.Path)
+	return id, wire.Expectation{Expectation: expect, Source: sourcePath(volume)}, id.Check()
 }
 
 // ignores says why a volume is none of this driver's business, or "".
@@ -217,47 +146,55 @@ func (d *Driver) ignores(volume *corev1.PersistentVolume) string {
 	if driver := volume.Annotations[request.AnnDriver]; driver != Name {
 		return fmt.Sprintf("volume %s has annotation %s %q, not %q", volume.Name, request.AnnDriver, driver, Name)
 	}
-	if node := volume.Annotations[AnnNode]; node != d.nodeName {
-		return fmt.Sprintf("volume %s is on node %q, not %q", volume.Name, node, d.nodeName)
+	switch node := volume.Annotations[AnnNode]; {
+	case d.only != "" && node != d.only:
+		return fmt.Sprintf("volume %s is on node %q, not %q", volume.Name, node, d.only)
+	case node == "":
+		return fmt.Sprintf("volume %s has no annotation %s", volume.Name, AnnNode)
 	}
 	return ""
 }
 
-// Discard drops a volume, as long as its directory is empty.
-func (d *Driver) Discard(ctx context.Context, volume string) error {
-	return d.node.discard(ctx, volume)
+// Run does what servers in this process have to do besides being called, until
+// ctx ends.
+func (d *Driver) Run(ctx context.Context) error {
+	if worker, ok := d.options.Nodes.(provisioner.BackgroundWorker); ok {
+		return worker.Run(ctx)
+	}
+	<-ctx.Done()
+	return nil
 }
 
-// Volumes yields what the pools have records of. A pool that can't be read
-// does not hide the others; its error comes last.
-func (d *Driver) Volumes(ctx context.Context) iter.Seq2[provisioner.Record, error] {
-	return d.node.volumes(ctx)
+// Notice says that the size of volume is not enforced, unless its class wants it
+// so.
+func (d *Driver) Notice(volume *corev1.PersistentVolume) string {
+	why, not := strings.CutPrefix(volume.Annotations[AnnQuota], "none: ")
+	if !not || why == directory.UnenforcedByClass {
+		return ""
+	}
+	return "its size is not enforced: " + why
 }
 
-// Run empties the pools' trash.
-func (d *Driver) Run(ctx context.Context) error { return d.node.run(ctx) }
-
-// PoolNames returns the names of the pools, sorted.
-func (d *Driver) PoolNames() []string {
-	return slices.Sorted(func(yield func(string) bool) {
-		for name := range d.node.pools {
-			if !yield(name) {
-				return
-			}
-		}
-	})
+// NodeOf returns the name of the node that holds volume, or "".
+func (d *Driver) NodeOf(volume *corev1.PersistentVolume) string {
+	if d.ignores(volume) != "" {
+		return ""
+	}
+	return volume.Annotations[AnnNode]
 }
 
-// PoolStats counts what a pool holds.
-func (d *Driver) PoolStats(ctx context.Context, pool string) (directory.Stats, error) {
-	return d.node.stats(ctx, pool)
-}
+// Nodes returns the names of the nodes that have a server.
+func (d *Driver) Nodes(ctx context.Context) ([]string, error) { return d.options.Nodes.Names(ctx) }
 
-// PoolSpace reports the size of a pool's filesystem.
-func (d *Driver) PoolSpace(ctx context.Context, pool string) (directory.Space, error) {
-	return d.node.space(ctx, pool)
+// checkMade refuses what a server must not answer: the path goes into a
+// PersistentVolume.
+func checkMade(made *csi.Volume) error {
+	about := made.GetVolumeContext()
+	if err := directory.CheckBase(about[wire.ContextDirectory]); err != nil {
+		return fmt.Errorf("the node's server answered with a wrong directory: %w", err)
+	}
+	if err := directory.CheckPath(about[wire.ContextPath]); err != nil {
+		return fmt.Errorf("the node's server answered with a wrong path: %w", err)
+	}
+	return nil
 }
-
-// Close gives the pools free for another process. The driver must not be in
-// use.
-func (d *Driver) Close() error { return d.node.close() }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/hostpath/node"
 )
 
 const nodeName = "node-1"
@@ -42,11 +43,18 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() *hostpath.Driver {
 	b.t.Helper()
+	nodes, err := hostpath.NewLocal(node.Options{
+		NodeName: nodeName,
+		Pools:    map[string][]string{"default": {b.base}, "ssd": {b.ssd}},
+		Log:      logr.Discard(),
+	})
+	must(b.t, err)
 	driver, err := hostpath.New(hostpath.Options{
-		NodeName:   nodeName,
-		Pools:      map[string]string{"default": b.base, "ssd": b.ssd},
-		NodeLabels: func(context.Context) (map[string]string, error) { return b.labels, nil },
-		Log:        logr.Discard(),
+		Nodes: nodes,
+		Node: func(_ context.Context, name string) (*corev1.Node, error) {
+			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: b.labels}}, nil
+		},
+		Log: logr.Discard(),
 	})
 	must(b.t, err)
 	b.t.Cleanup(func() { driver.Close() })

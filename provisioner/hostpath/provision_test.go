@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/hostpath/node"
 	"github.com/berth-storage/berth/provisioner/request"
 )
 
@@ -35,6 +36,8 @@ func TestProvisionDescribesALocalVolume(t *testing.T) {
 				"berth.storage/driver":    "hostpath.berth.storage",
 				"berth.storage/node":      nodeName,
 				"berth.storage/pool":      "default",
+				"berth.storage/directory": b.base,
+				"berth.storage/quota":     "none: this driver can't limit directories",
 				"berth.storage/path":      "ns-claim-pvc-1",
 				"berth.storage/on-delete": "delete",
 				"berth.storage/claim":     "ns/claim",
@@ -98,7 +101,7 @@ func TestBadParametersAreInfeasible(t *testing.T) {
 		name, value string
 		words       []string
 	}{
-		{"nope", "x", []string{"existing, gid, mode, onDelete, pathPattern, pool, uid, volumeType"}},
+		{"nope", "x", []string{"existing, gid, mode, onDelete, pathPattern, pool, quota, uid, volumeType"}},
 		{"Pool", "x", []string{"no such parameter"}},
 		{"volumeType", "nfs", []string{"local, hostPath"}},
 		{"volumeType", "", []string{"local, hostPath"}},
@@ -119,6 +122,8 @@ func TestBadParametersAreInfeasible(t *testing.T) {
 		{"gid", "4294967296", []string{"4294967294"}},
 		{"gid", "0x10", []string{"4294967294"}},
 		{"existing", "yes", []string{"refuse, adopt"}},
+		{"quota", "hard", []string{"auto, required, none"}},
+		{"quota", "required", []string{"can't limit directories"}},
 	} {
 		t.Run(test.name+"="+test.value, func(t *testing.T) {
 			b := newBench(t)
@@ -258,13 +263,14 @@ func TestEmptyPoolThatKubernetesKnowsIsRefused(t *testing.T) {
 		err   error
 		want  bool
 	}{{inUse: false, want: true}, {inUse: true}, {err: errors.New("the API server is down")}} {
+		nodes, err := hostpath.NewLocal(node.Options{NodeName: nodeName, Pools: map[string][]string{"default": {t.TempDir()}}})
+		must(t, err)
 		driver, err := hostpath.New(hostpath.Options{
-			NodeName: nodeName,
-			Pools:    map[string]string{"default": t.TempDir()},
-			NodeLabels: func(context.Context) (map[string]string, error) {
-				return map[string]string{corev1.LabelHostname: "h"}, nil
+			Nodes: nodes,
+			Node: func(context.Context, string) (*corev1.Node, error) {
+				return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{corev1.LabelHostname: "h"}}}, nil
 			},
-			PoolInUse: func(context.Context, string) (bool, error) { return test.inUse, test.err },
+			InUse: func(context.Context, string, string, string) (bool, error) { return test.inUse, test.err },
 		})
 		must(t, err)
 		_, _, err = driver.Provision(t.Context(), askFor())
@@ -281,51 +287,6 @@ func TestConflictsAreInfeasible(t *testing.T) {
 	second := askFor("pathPattern", "shared")
 	second.PVName, second.PVC.UID = "pvc-2", "uid-2"
 	b.wantInfeasible(second, "StorageClass parameter pathPattern", "shared")
-}
-
-func TestParsePool(t *testing.T) {
-	for s, want := range map[string][2]string{
-		"default=/var/lib/berth": {"default", "/var/lib/berth"},
-		"ssd=/mnt/a=b":           {"ssd", "/mnt/a=b"},
-		"":                       {}, "ssd": {}, "=/mnt": {}, "ssd=": {}, "ssd=mnt": {}, "ssd=/": {}, "ssd=/mnt/": {}, "ssd=/mnt/../etc": {},
-		"SSD=/mnt": {}, "a b=/mnt": {}, "a/b=/mnt": {},
-	} {
-		name, path, err := hostpath.ParsePool(s)
-		if (err == nil) != (want[0] != "") {
-			t.Errorf("ParsePool(%q): %v", s, err)
-		} else if err == nil && (name != want[0] || path != want[1]) {
-			t.Errorf("ParsePool(%q) = %q, %q", s, name, path)
-		}
-	}
-}
-
-func TestNewRefusesBadOptions(t *testing.T) {
-	labels := func(context.Context) (map[string]string, error) { return nil, nil }
-	pools := func(kv ...string) map[string]string {
-		m := map[string]string{}
-		for i := 0; i < len(kv); i += 2 {
-			m[kv[i]] = kv[i+1]
-		}
-		return m
-	}
-	for name, o := range map[string]hostpath.Options{
-		"no node":    {Pools: pools("a", "/a"), NodeLabels: labels},
-		"no labels":  {Pools: pools("a", "/a"), NodeName: "n"},
-		"no pool":    {NodeName: "n", NodeLabels: labels},
-		"relative":   {Pools: pools("a", "a"), NodeName: "n", NodeLabels: labels},
-		"root":       {Pools: pools("a", "/"), NodeName: "n", NodeLabels: labels},
-		"bad name":   {Pools: pools("A_", "/a"), NodeName: "n", NodeLabels: labels},
-		"twice":      {Pools: pools("a", "/a", "b", "/a"), NodeName: "n", NodeLabels: labels},
-		"nested":     {Pools: pools("a", "/a/b", "b", "/a"), NodeName: "n", NodeLabels: labels},
-		"nested too": {Pools: pools("a", "/a", "b", "/a/b/c"), NodeName: "n", NodeLabels: labels},
-	} {
-		if _, err := hostpath.New(o); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-	if _, err := hostpath.New(hostpath.Options{Pools: pools("a", "/a", "b", "/ab"), NodeName: "n", NodeLabels: labels}); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestClassWithoutPoliciesDeletes(t *testing.T) {

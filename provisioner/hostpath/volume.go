@@ -3,9 +3,11 @@ package hostpath
 import (
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/directory"
+	"github.com/berth-storage/berth/provisioner/hostpath/wire"
 	"github.com/berth-storage/berth/provisioner/request"
 )
 
@@ -21,6 +24,11 @@ import (
 const (
 	AnnNode = "berth.storage/node"
 	AnnPool = "berth.storage/pool"
+	// AnnDirectory is the directory of the pool that the volume lies in.
+	AnnDirectory = "berth.storage/directory"
+	// AnnQuota says whether the filesystem holds the volume to its size:
+	// "enforced", or "none: " and the reason why not.
+	AnnQuota = "berth.storage/quota"
 )
 
 // checkClaim refuses what a directory on one node can't be. Its errors are
@@ -36,17 +44,20 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 	return request.CheckClaim(claim)
 }
 
-// checkTopology refuses a class that excludes the node. Its error is
+// checkTopology refuses a class that excludes the only node. Its error is
 // infeasible: no other node has pools.
 func checkTopology(class *storagev1.StorageClass, node string, labels map[string]string) error {
-	if len(class.AllowedTopologies) == 0 {
-		return nil
-	}
-	if slices.ContainsFunc(class.AllowedTopologies, func(term corev1.TopologySelectorTerm) bool { return matches(term, labels) }) {
+	if matchesAny(class.AllowedTopologies, labels) {
 		return nil
 	}
 	return provisioner.Infeasible("StorageClass field allowedTopologies", formatTopologies(class.AllowedTopologies),
 		"node %s, the only one with pools, has none of these labels", node)
+}
+
+// matchesAny reports whether labels match one of the terms; no terms match all.
+func matchesAny(terms []corev1.TopologySelectorTerm, labels map[string]string) bool {
+	return len(terms) == 0 ||
+		slices.ContainsFunc(terms, func(term corev1.TopologySelectorTerm) bool { return matches(term, labels) })
 }
 
 // matches reports what kube-scheduler does: a term without expressions matches
@@ -73,12 +84,16 @@ func formatTopologies(terms []corev1.TopologySelectorTerm) string {
 	return strings.Join(out, " or ")
 }
 
-// describe returns the volume at the absolute path on node, whose hostname label,
-// which need not be its name, ties the volume to it.
-func describe(opts controller.ProvisionOptions, marker directory.Marker, volumeType, path, node, hostname string) *corev1.PersistentVolume {
-	volume := request.Describe(Name, opts, marker, source(volumeType, path))
+// describe returns the volume that a server has made on node, whose hostname
+// label, which need not be its name, ties the volume to it.
+func describe(opts controller.ProvisionOptions, made *csi.Volume, volumeType, node, hostname string) *corev1.PersistentVolume {
+	about := made.GetVolumeContext()
+	marker := directory.Marker{Path: about[wire.ContextPath], OnDelete: directory.OnDelete(about[wire.ContextOnDelete])}
+	volume := request.Describe(Name, opts, marker, source(volumeType, filepath.Join(about[wire.ContextDirectory], marker.Path)))
 	volume.Annotations[AnnNode] = node
-	volume.Annotations[AnnPool] = marker.Pool
+	volume.Annotations[AnnPool] = about[wire.ContextPool]
+	volume.Annotations[AnnDirectory] = about[wire.ContextDirectory]
+	volume.Annotations[AnnQuota] = about[wire.ContextQuota]
 	volume.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
 		NodeSelectorTerms: []corev1.NodeSelectorTerm{{
 			MatchExpressions: []corev1.NodeSelectorRequirement{{
@@ -101,6 +116,17 @@ func source(volumeType, path string) corev1.PersistentVolumeSource {
 	return corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}}
 }
 
+// LiesIn reports whether volume is one of this driver in a directory of a pool of
+// node: by its annotations, or by its path when it was made before there were
+// annotations for that.
+func LiesIn(volume *corev1.PersistentVolume, node, pool, base string) bool {
+	about := volume.Annotations
+	if about[request.AnnDriver] != Name || about[AnnNode] != node || about[AnnPool] != pool {
+		return false
+	}
+	return about[AnnDirectory] == base || strings.HasPrefix(sourcePath(volume), base+"/")
+}
+
 // sourcePath returns the directory that a PersistentVolume shows to pods.
 func sourcePath(volume *corev1.PersistentVolume) string {
 	switch {
@@ -110,16 +136,6 @@ func sourcePath(volume *corev1.PersistentVolume) string {
 		return volume.Spec.HostPath.Path
 	}
 	return ""
-}
-
-// roundDown makes a size readable as a quantity: to whole GiB, or MiB when it
-// is less than one.
-func roundDown(bytes uint64) uint64 {
-	unit := uint64(1 << 30)
-	if bytes < unit {
-		unit = 1 << 20
-	}
-	return bytes - bytes%unit
 }
 
 func quantity(bytes uint64) resource.Quantity {

@@ -143,9 +143,9 @@ func TestDiscardTakesBackOnlyWhatIsEmpty(t *testing.T) {
 		b.provision(b.ask("empty"))
 		b.provision(b.ask("full"))
 		must(t, os.WriteFile(b.path("ns-full-pvc-full", "file"), nil, 0o600))
-		must(t, b.driver.Discard(b.ctx, "pvc-empty"))
-		must(t, b.driver.Discard(b.ctx, "pvc-unknown"))
-		if err := b.driver.Discard(b.ctx, "pvc-full"); !errors.Is(err, provisioner.ErrNotEmpty) {
+		must(t, b.driver.Discard(b.ctx, provisioner.Record{Volume: "pvc-empty"}))
+		must(t, b.driver.Discard(b.ctx, provisioner.Record{Volume: "pvc-unknown"}))
+		if err := b.driver.Discard(b.ctx, provisioner.Record{Volume: "pvc-full"}); !errors.Is(err, provisioner.ErrNotEmpty) {
 			t.Errorf("Discard = %v, want ErrNotEmpty", err)
 		}
 		b.wantVolumes("ns-full-pvc-full")

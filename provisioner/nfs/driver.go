@@ -186,10 +186,15 @@ func (d *Driver) find(volume *corev1.PersistentVolume) (*share, directory.Expect
 	return share, expect, err
 }
 
+// RecordOf returns the record of volume, which is found by its name.
+func (d *Driver) RecordOf(volume *corev1.PersistentVolume) provisioner.Record {
+	return provisioner.Record{Volume: volume.Name}
+}
+
 // Discard drops a volume, as long as its directory is empty. It looks for the
 // volume on every share, since its name does not say where it is, and fails
 // when it is nowhere and a share can't be asked.
-func (d *Driver) Discard(ctx context.Context, volume string) error {
+func (d *Driver) Discard(ctx context.Context, record provisioner.Record) error {
 	all, err := d.open(ctx)
 	if err != nil {
 		return err
@@ -202,7 +207,7 @@ func (d *Driver) Discard(ctx context.Context, volume string) error {
 	for i, s := range all {
 		group.Go(func() error {
 			failed[i] = s.do(search, func(ctx context.Context) error {
-				has, err := s.Has(ctx, volume)
+				has, err := s.Has(ctx, record.Volume)
 				if has {
 					found <- s
 					stop()
@@ -215,7 +220,7 @@ func (d *Driver) Discard(ctx context.Context, volume string) error {
 	_ = group.Wait()
 	select {
 	case s := <-found:
-		return s.do(ctx, func(ctx context.Context) error { return s.Discard(ctx, volume) })
+		return s.do(ctx, func(ctx context.Context) error { return s.Discard(ctx, record.Volume) })
 	default:
 		return errors.Join(failed...)
 	}

@@ -47,7 +47,7 @@ func TestServerThatIsGoneIsNamedAndServedWhenItIsBack(t *testing.T) {
 				_, _, err := b.driver.Provision(b.ctx, b.ask("data"))
 				wantUnavailable(t, err, want)
 				wantUnavailable(t, b.driver.Delete(b.ctx, volume), want)
-				wantUnavailable(t, b.driver.Discard(b.ctx, "pvc-before"), want)
+				wantUnavailable(t, b.driver.Discard(b.ctx, provisioner.Record{Volume: "pvc-before"}), want)
 				must(t, o.end(t, b.server))
 				eventually(t, func() error { _, _, err := b.driver.Provision(b.ctx, b.ask("data")); return err })
 				eventually(t, func() error { return b.driver.Delete(b.ctx, volume) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -122,6 +123,13 @@ func (all *shares) gateLocked(s Share, mount string) *gate.Gate {
 		all.gates[key] = gate.New(all.options.Clock, gatePlaces)
 	}
 	return all.gates[key]
+}
+
+// servers returns the gates by server, or by mount.
+func (all *shares) servers() map[string]*gate.Gate {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	return maps.Clone(all.gates)
 }
 
 func (all *shares) filesystem(s *share) (directory.Filesystem, error) {

@@ -133,6 +133,6 @@ func (p *Parameters) owner(name string) *uint32 {
 		return nil
 	}
 	// The highest id means "leave as it is" to chown(2).
-	id := p.Number(name, 10, math.MaxUint32-1, fmt.Sprintf("write a number from 0 to %d", math.MaxUint32-1))
+	id := p.Number(name, 10, math.MaxUint32-1, fmt.Sprintf("write a number from 0 to %d", uint32(math.MaxUint32-1)))
 	return &id
 }
