@@ -55,6 +55,8 @@ type Gate struct {
 	failures int
 	// nextTry is when the next attempt may be made.
 	nextTry time.Time
+	// trying says that an attempt is under way.
+	trying bool
 	// inside counts the calls under way.
 	inside int
 	// progress is when a call ended last, or when the first one came in.
@@ -122,6 +124,21 @@ func (g *Gate) Closed() error {
 	return g.closedLocked()
 }
 
+// Open reports whether the server answered when it was called last. Unlike with
+// Closed, a gate at which an attempt is due is not open.
+func (g *Gate) Open() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed == nil
+}
+
+// Inside returns how many calls are under way.
+func (g *Gate) Inside() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.inside
+}
+
 // Settle learns from how a call ended, and returns the error to give to the
 // caller: err, as a provisioner.UnavailableError when the server is Silent or
 // Busy.
@@ -132,22 +149,33 @@ func (g *Gate) Settle(v Verdict, err error) error {
 	case Busy:
 		return &provisioner.UnavailableError{RetryAfter: jitter(ReopenMax), Err: err}
 	case Silent:
-		g.failures++
-		if g.closed == nil {
-			g.announceLocked()
-		}
-		g.closed = err
-		delay := g.delayLocked()
-		g.nextTry = g.clock.Now().Add(delay)
-		return &provisioner.UnavailableError{RetryAfter: jitter(delay), Err: err}
+		return g.silentLocked(err)
 	case Unknown:
 		return err
 	}
 	if g.closed != nil {
-		g.closed, g.failures = nil, 0
+		g.closed, g.failures, g.trying = nil, 0, false
 		g.announceLocked()
 	}
 	return err
+}
+
+// silentLocked closes the gate. What counts is how many attempts have failed, not
+// how many calls were under way when the server went silent.
+func (g *Gate) silentLocked(err error) error {
+	switch {
+	case g.closed == nil:
+		g.failures = 1
+		g.announceLocked()
+	case g.trying:
+		g.failures++
+	default:
+		return &provisioner.UnavailableError{RetryAfter: jitter(g.delayLocked()), Err: err}
+	}
+	g.closed, g.trying = err, false
+	delay := g.delayLocked()
+	g.nextTry = g.clock.Now().Add(delay)
+	return &provisioner.UnavailableError{RetryAfter: jitter(delay), Err: err}
 }
 
 // look returns why the gate is closed, and a channel that tells when that
@@ -160,6 +188,7 @@ func (g *Gate) look() (<-chan struct{}, error) {
 		return nil, err
 	}
 	if g.closed != nil {
+		g.trying = true
 		g.nextTry = g.clock.Now().Add(g.delayLocked())
 	}
 	return g.changed, nil

@@ -160,3 +160,35 @@ func TestRefusalsDoNotCloseTheGate(t *testing.T) {
 		}
 	})
 }
+
+func TestCallsThatFailTogetherAreOneFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(clock.RealClock{}, places)
+		for range places {
+			go func() { wantUnavailable(t, pass(g, isSilent)) }()
+		}
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		time.Sleep(ReopenMin)
+		if err := pass(g, answers); err != nil {
+			t.Errorf("no attempt after %s: %v", ReopenMin, err)
+		}
+	})
+}
+
+// TestAGateIsOpenOnceTheServerHasAnswered: an attempt that is due does not open it.
+func TestAGateIsOpenOnceTheServerHasAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(clock.RealClock{}, places)
+		wantUnavailable(t, pass(g, isSilent))
+		time.Sleep(2 * ReopenMax)
+		if g.Open() || g.Closed() != nil {
+			t.Errorf("open %t, closed %v, when an attempt is due", g.Open(), g.Closed())
+		}
+		inside := 0
+		err := pass(g, func(context.Context) error { inside = g.Inside(); return nil })
+		if err != nil || !g.Open() || inside != 1 || g.Inside() != 0 {
+			t.Errorf("error %v, open %t, %d inside, then %d", err, g.Open(), inside, g.Inside())
+		}
+	})
+}
