@@ -182,7 +182,7 @@ func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	}
 	switch decideBind(volume, claim) {
 	case bindDone:
-		r.countBind(claim.UID)
+		r.countBind(ctx, volume, claim)
 		return reconcile.Result{}, nil
 	case bindMoot:
 		r.pacer.Forget(claimUID(volume))
@@ -201,19 +201,22 @@ func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 		return reconcile.Result{}, err
 	}
 	r.pacer.Bound(claim.UID)
-	log.FromContext(ctx).V(1).Info("Bound volume", "claim", client.ObjectKeyFromObject(claim).String())
 	return reconcile.Result{}, nil
 }
 
 // countBind counts a bind that the cache shows as done, once.
-func (r *BindReconciler) countBind(claim types.UID) {
-	waited, byBerth := r.pacer.Forget(claim)
+func (r *BindReconciler) countBind(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) {
+	waited, byBerth := r.pacer.Forget(claim.UID)
+	binder := binderCluster
 	switch {
 	case byBerth:
-		r.Metrics.bindSeconds.WithLabelValues(binderBerth).Observe(waited.Seconds())
-	case waited > 0:
-		r.Metrics.bindSeconds.WithLabelValues(binderCluster).Observe(waited.Seconds())
+		binder = binderBerth
+	case waited <= 0:
+		return // it was bound before this process saw it
 	}
+	r.Metrics.bindSeconds.WithLabelValues(binder).Observe(waited.Seconds())
+	now := r.Clock.Now()
+	log.FromContext(ctx).Info("The claim is bound", append(volumeOutcome(r.Drivers, volume, now.Add(-waited)).keys(now), "binder", binder)...)
 }
 
 // claimUID is the UID of the claim that volume refers to.
@@ -312,6 +315,6 @@ func (r *BindReconciler) repairLost(ctx context.Context, volume *corev1.Persiste
 		return fmt.Errorf("repair lost claim: %w", err)
 	}
 	r.Metrics.lostRepaired.Inc()
-	log.FromContext(ctx).Info("Repaired a claim that was marked Lost although its volume is there", "claim", client.ObjectKeyFromObject(claim).String())
+	log.FromContext(ctx).Info("Repaired a claim that was marked Lost although its volume is there", volumeOutcome(r.Drivers, volume, time.Time{}).keys(time.Time{})...)
 	return nil
 }

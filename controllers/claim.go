@@ -66,7 +66,7 @@ type ClaimReconciler struct {
 
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;create
-// +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=get;list;watch
+// +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=list;watch
 
 // SetupWithManager registers the reconciler, with at most workers claims in
 // work at a time.
@@ -82,7 +82,7 @@ func (r *ClaimReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error 
 		Watches(&storagev1.StorageClass{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfClass)).
 		Watches(&corev1.PersistentVolume{}, handler.EnqueueRequestsFromMapFunc(r.claimsThatLost), builder.WithPredicates(volumeBecameUnavailable)).
 		WithOptions(controllerOptions(mgr, "claim", workers)).
-		Complete(r)
+		Complete(newPatient(r))
 }
 
 // mayNeedVolume drops claims that can't need a volume before they are queued.
@@ -266,7 +266,7 @@ func (r *ClaimReconciler) provision(ctx context.Context, claim *corev1.Persisten
 	}
 	volume, state, err := r.callDriver(ctx, driver, options)
 	if err != nil {
-		return r.provisioningFailed(ctx, claim, class, request, state, err)
+		return r.provisioningFailed(ctx, claim, class, request, state, start, err)
 	}
 
 	completeVolume(volume, claim, class)
@@ -277,10 +277,26 @@ func (r *ClaimReconciler) provision(ctx context.Context, claim *corev1.Persisten
 	crashpoint.Reach(crashpoint.VolumeCreated)
 	r.written.Set(claim.UID, nil, cacheLag)
 	r.infeasible.Forget(key)
-	tell(r.Events, claim, reasonProvisioningSucceeded, actionProvision, "Successfully provisioned volume %s", volume.Name)
-	log.FromContext(ctx).Info("Provisioned volume", "volume", volume.Name, "class", class.Name,
-		"driver", class.Provisioner, "duration", r.Clock.Since(start).String())
+	r.provisioned(claim, volume, driver)
+	done := claimOutcome(claim, class, start)
+	if node := nodeOf(r.Drivers, volume); node != "" {
+		done.node = node
+	}
+	log.FromContext(ctx).Info("Provisioned volume", done.keys(r.Clock.Now())...)
 	return reconcile.Result{}, nil
+}
+
+// provisioned tells the claim that its volume was made, in the library's words,
+// and what the driver has to add. That is one event: a burst of claims makes
+// enough of them.
+func (r *ClaimReconciler) provisioned(claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, driver provisioner.Driver) {
+	text := "Successfully provisioned volume " + volume.Name
+	if n, ok := provisioner.As[provisioner.Noticer](driver); ok {
+		if notice := n.Notice(volume); notice != "" {
+			text += "; " + notice
+		}
+	}
+	tell(r.Events, claim, reasonProvisioningSucceeded, actionProvision, "%s", text)
 }
 
 // callDriver calls Provision, and tells the claim about it when it takes long.
@@ -302,36 +318,40 @@ func (r *ClaimReconciler) callDriver(ctx context.Context, driver provisioner.Dri
 }
 
 // provisioningFailed tells the claim what went wrong and says when to try again.
-func (r *ClaimReconciler) provisioningFailed(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, request requestDigest, state libcontroller.ProvisioningState, err error) (reconcile.Result, error) {
+func (r *ClaimReconciler) provisioningFailed(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, request requestDigest, state libcontroller.ProvisioningState, start time.Time, err error) (reconcile.Result, error) {
 	if provisioner.IsIgnored(err) {
 		log.FromContext(ctx).V(1).Info("The driver left the claim to another", "reason", err.Error())
 		return reconcile.Result{}, nil
 	}
 	warn(r.Events, claim, reasonProvisioningFailed, actionProvision, "failed to provision volume with StorageClass %q: %v", class.Name, err)
+	keys := claimOutcome(claim, class, start).keys(r.Clock.Now())
+	logger := log.FromContext(ctx).WithValues(keys...).WithValues("reason", err.Error())
 	switch {
 	case provisioner.IsInfeasible(err):
-		log.FromContext(ctx).Info("The claim can't be provisioned until it or its class changes", "class", class.Name, "reason", err.Error())
+		logger.Info("The claim can't be provisioned until it or its class changes")
 		return reconcile.Result{RequeueAfter: r.infeasible.Add(client.ObjectKeyFromObject(claim), request)}, nil
 	case state == libcontroller.ProvisioningReschedule && selectedNode(claim) != "":
-		return reconcile.Result{}, r.reschedule(ctx, claim)
+		if err := r.reschedule(ctx, claim); err != nil {
+			return reconcile.Result{}, err
+		}
+		logger.Info("Gave the claim back to the scheduler")
+		return reconcile.Result{}, nil
 	}
 	if wait, ok := provisioner.RetryAfter(err); ok {
-		log.FromContext(ctx).Info("The claim's storage is unavailable", "class", class.Name, "reason", err.Error(), "retryAfter", wait.String())
+		logger.Info("The claim's storage is unavailable", "retryAfter", wait.String())
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
-	return reconcile.Result{}, fmt.Errorf("provision with class %q: %w", class.Name, err)
+	return reconcile.Result{}, &storageError{what: "Provisioning failed", keys: keys, err: err}
 }
 
 // reschedule gives the claim back to the scheduler, which chooses another node.
 func (r *ClaimReconciler) reschedule(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
 	patch := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
-	node := selectedNode(claim)
 	delete(claim.Annotations, volumehelpers.AnnSelectedNode)
 	delete(claim.Annotations, annAlphaSelectedNode)
 	if err := r.Client.Patch(ctx, claim, patch); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("give the claim back to the scheduler: %w", err)
 	}
-	log.FromContext(ctx).Info("Gave the claim back to the scheduler", "node", node)
 	return nil
 }
 

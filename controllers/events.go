@@ -17,6 +17,7 @@ const (
 	reasonProvisioningSucceeded = "ProvisioningSucceeded"
 	reasonProvisioningFailed    = "ProvisioningFailed"
 	reasonVolumeFailedDelete    = "VolumeFailedDelete"
+	reasonNodeLost              = "NodeLost"
 
 	reasonVolumeResizeSuccessful = "VolumeResizeSuccessful"
 	reasonVolumeResizeFailed     = "VolumeResizeFailed"

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -68,7 +69,7 @@ func (r *ExpansionReconciler) SetupWithManager(mgr ctrl.Manager, workers int) er
 		Named("expansion").
 		Watches(&corev1.PersistentVolumeClaim{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(asks)).
 		WithOptions(controllerOptions(mgr, "claim", workers)).
-		Complete(r)
+		Complete(newPatient(r))
 }
 
 // Reconcile takes one claim's expansion as far as it goes.
@@ -128,7 +129,7 @@ func (r *ExpansionReconciler) grow(ctx context.Context, driver provisioner.Drive
 	}
 	note, err := callExpander(ctx, driver, volume, size.Value())
 	if err != nil {
-		return r.failed(ctx, claim, volume, request, err)
+		return r.failed(ctx, claim, volume, request, start, err)
 	}
 	crashpoint.Reach(crashpoint.StorageExpanded)
 	if err := r.patchVolume(ctx, volume, claim); err != nil {
@@ -142,7 +143,7 @@ func (r *ExpansionReconciler) grow(ctx context.Context, driver provisioner.Drive
 	tell(r.Events, claim, reasonVolumeResizeSuccessful, actionExpand, "Volume %s has %s now; %s", volume.Name, size.String(), note)
 	took := r.Clock.Since(start)
 	r.Metrics.expandSeconds.WithLabelValues(volume.Spec.StorageClassName).Observe(took.Seconds())
-	log.FromContext(ctx).Info("Expanded volume", "volume", volume.Name, "class", volume.Spec.StorageClassName, "size", size.String(), "duration", took.String())
+	log.FromContext(ctx).Info("Expanded volume", append(r.keys(volume, start), "size", size.String())...)
 	return reconcile.Result{}, nil
 }
 
@@ -156,14 +157,15 @@ func callExpander(ctx context.Context, driver provisioner.Driver, volume *corev1
 }
 
 // failed tells the claim what went wrong and says when to try again.
-func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, request requestDigest, err error) (reconcile.Result, error) {
+func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, request requestDigest, start time.Time, err error) (reconcile.Result, error) {
 	if provisioner.IsIgnored(err) {
 		return reconcile.Result{}, nil
 	}
 	r.Metrics.expandFailed.WithLabelValues(volume.Spec.StorageClassName).Inc()
 	warn(r.Events, claim, reasonVolumeResizeFailed, actionExpand, "failed to expand volume %s: %v", volume.Name, err)
+	keys := r.keys(volume, start)
 	if provisioner.IsInfeasible(err) {
-		log.FromContext(ctx).Info("The volume can't grow to what its claim asks for", "volume", volume.Name, "reason", err.Error())
+		log.FromContext(ctx).Info("The volume can't grow to what its claim asks for", append(keys, "reason", err.Error())...)
 		wait := r.infeasible.Add(client.ObjectKeyFromObject(claim), request)
 		return reconcile.Result{RequeueAfter: wait}, r.patchClaimStatus(ctx, claim, map[string]any{"conditions": []any{
 			corev1.PersistentVolumeClaimCondition{
@@ -176,10 +178,17 @@ func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.Persiste
 		}})
 	}
 	if wait, ok := provisioner.RetryAfter(err); ok {
-		log.FromContext(ctx).Info("The volume's storage is unavailable", "volume", volume.Name, "reason", err.Error(), "retryAfter", wait.String())
+		log.FromContext(ctx).Info("The volume's storage is unavailable", append(keys, "reason", err.Error(), "retryAfter", wait.String())...)
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
-	return reconcile.Result{}, fmt.Errorf("expand volume %s: %w", volume.Name, err)
+	return reconcile.Result{}, &storageError{what: "Expansion failed", keys: keys, err: err}
+}
+
+// keys are those of the log's line on an attempt to expand volume.
+func (r *ExpansionReconciler) keys(volume *corev1.PersistentVolume, start time.Time) []any {
+	o := volumeOutcome(r.Drivers, volume, start)
+	o.claim, o.volume = "", volume.Name // the reconciler's requests are claims
+	return o.keys(r.Clock.Now())
 }
 
 // patchVolume writes the new capacity into this very volume.

@@ -77,6 +77,10 @@ type berthOptions struct {
 	sweepEvery time.Duration
 	sweepGrace time.Duration
 	clock      clock.WithDelayedExecution
+
+	capacity   *controllers.CapacityPublisher // what of it is not wired; nil for none
+	noCapacity bool                           // remove what was published
+	lostGrace  time.Duration                  // 0: deleted nodes are nobody's business
 }
 
 // berth is a running manager.
@@ -98,10 +102,14 @@ func (s *scope) run(driver libcontroller.Provisioner, edits ...func(*berthOption
 		s.ok(err)
 		o.config = c
 	}
+	o.config.ContentType = "application/vnd.kubernetes.protobuf"
+	o.config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	drivers := provisioner.NewRegistry()
 	s.ok(drivers.Register(s.driverName(), driver))
+	cacheOptions := controllers.CacheOptions(drivers.Serves)
+	cacheOptions.ByObject[&storagev1.CSIStorageCapacity{}] = controllers.CapacityCache(s.name)
 	mgr, err := ctrl.NewManager(o.config, manager.Options{
-		Cache:                  controllers.CacheOptions(drivers.Serves),
+		Cache:                  cacheOptions,
 		Metrics:                metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0",
 		Controller:             config.Controller{SkipNameValidation: ptr.To(true)},
@@ -109,7 +117,9 @@ func (s *scope) run(driver libcontroller.Provisioner, edits ...func(*berthOption
 	s.ok(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	registry := prometheus.NewRegistry()
-	s.ok(setup(ctx, mgr, drivers, controllers.NewMetrics(registry), o))
+	series := controllers.NewMetrics(registry)
+	s.ok(setup(ctx, mgr, drivers, series, o))
+	s.ok(setupNodeLocal(ctx, mgr, drivers, series, s.name, o))
 
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
@@ -153,6 +163,7 @@ func setup(ctx context.Context, mgr manager.Manager, drivers *provisioner.Regist
 		controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()),
 		claims.SetupWithManager(mgr, workers),
 		volumes.SetupWithManager(mgr, workers),
+		(&controllers.Census{Cache: mgr.GetCache(), Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: o.clock}).SetupWithManager(mgr),
 	}
 	if !o.noBinder {
 		binder := &controllers.BindReconciler{Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: o.clock, Grace: o.bindGrace}
@@ -165,6 +176,34 @@ func setup(ctx context.Context, mgr manager.Manager, drivers *provisioner.Regist
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+// setupNodeLocal adds what only drivers with volumes on nodes need.
+func setupNodeLocal(ctx context.Context, mgr manager.Manager, drivers *provisioner.Registry, series *controllers.Metrics, namespace string, o berthOptions) error {
+	if p := o.capacity; p != nil {
+		p.Client, p.APIReader, p.Drivers, p.Namespace = mgr.GetClient(), mgr.GetAPIReader(), drivers, namespace
+		p.Metrics, p.Clock = series, clock.RealClock{}
+		if err := p.SetupWithManager(ctx, mgr); err != nil {
+			return err
+		}
+	}
+	if o.noCapacity {
+		remover := &controllers.CapacityRemover{Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Namespace: namespace, Clock: clock.RealClock{}}
+		if err := mgr.Add(remover); err != nil {
+			return err
+		}
+	}
+	if o.lostGrace == 0 {
+		return nil
+	}
+	recorder, err := controllers.NewEventRecorder(mgr)
+	if err != nil {
+		return err
+	}
+	lost := &controllers.LostNodeReconciler{
+		Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Metrics: series, Clock: o.clock, Grace: o.lostGrace,
+	}
+	return lost.SetupWithManager(ctx, mgr)
 }
 
 // metric returns the value of a counter or gauge, and the number of

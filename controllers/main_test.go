@@ -53,6 +53,7 @@ func sharedControlPlane(t *testing.T) *controlplane.ControlPlane {
 	shared.once.Do(func() {
 		shared.cp, shared.err = controlplane.Start(context.Background(), controlplane.Options{
 			ControllerManager: true,
+			Scheduler:         true,
 			AuditPolicy:       auditPolicy,
 			Output:            os.Stderr,
 		})

@@ -197,14 +197,19 @@ func (d *memoryDriver) Volumes(context.Context) iter.Seq2[provisioner.Record, er
 	}
 }
 
+// RecordOf implements provisioner.Inventory.
+func (d *memoryDriver) RecordOf(volume *corev1.PersistentVolume) provisioner.Record {
+	return provisioner.Record{Volume: volume.Name}
+}
+
 // Discard implements provisioner.Inventory.
-func (d *memoryDriver) Discard(_ context.Context, volume string) error {
+func (d *memoryDriver) Discard(_ context.Context, record provisioner.Record) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.storage[volume].data {
+	if d.storage[record.Volume].data {
 		return provisioner.ErrNotEmpty
 	}
-	delete(d.storage, volume)
+	delete(d.storage, record.Volume)
 	return nil
 }
 

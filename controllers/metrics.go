@@ -2,18 +2,26 @@ package controllers
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/berth-storage/berth/provisioner"
 )
 
 // Metrics are the series of the reconcilers in this package. All names begin
 // with berth_.
 type Metrics struct {
 	bindSeconds    *prometheus.HistogramVec
+	census         *censusCollector
 	lostRepaired   prometheus.Counter
 	orphans        *prometheus.GaugeVec
 	orphansRemoved *prometheus.CounterVec
 	missing        *prometheus.GaugeVec
 	expandSeconds  *prometheus.HistogramVec
 	expandFailed   *prometheus.CounterVec
+	capacity       *capacityCollector
+	capacityWrites *prometheus.CounterVec
+	lostNodes      prometheus.Gauge
+	lostVolumes    *prometheus.GaugeVec
+	lostDropped    *prometheus.CounterVec
 }
 
 // The values of the label binder: who finished a bind.
@@ -29,7 +37,7 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 		bindSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "berth_bind_duration_seconds",
 			Help:    "Seconds from the moment a provisioned volume was visible to Berth until its claim was bound. Broken down by who finished the bind: berth, or cluster (kube-controller-manager).",
-			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600},
+			Buckets: provisioner.DurationBuckets,
 		}, []string{"binder"}),
 		lostRepaired: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "berth_claims_lost_repaired_total",
@@ -51,12 +59,31 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 	m.expandSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "berth_expansion_duration_seconds",
 		Help:    "Seconds it took to expand a volume, attempts that failed left out. Broken down by class.",
-		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600},
+		Buckets: provisioner.DurationBuckets,
 	}, []string{"class"})
 	m.expandFailed = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "berth_expansions_failed_total",
 		Help: "Attempts to expand a volume that failed. Broken down by class.",
 	}, []string{"class"})
+	m.census = newCensusCollector()
+	m.capacity = newCapacityCollector()
+	m.capacityWrites = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "berth_capacity_writes_total",
+		Help: "CSIStorageCapacity objects written. Broken down by operation: create, update, delete.",
+	}, []string{"operation"})
+	m.lostNodes = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "berth_lost_nodes",
+		Help: "Nodes that were deleted and still have volumes.",
+	})
+	m.lostVolumes = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "berth_lost_node_volumes",
+		Help: "Volumes on Nodes that were deleted. Broken down by driver and state: waiting (the Node may still come back), bound (a claim has the volume), retained (nobody has it, and its policy keeps it).",
+	}, []string{"driver", "state"})
+	m.lostDropped = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "berth_lost_node_volumes_dropped_total",
+		Help: "Volumes that were dropped because their Node was deleted; their storage was not. Broken down by driver.",
+	}, []string{"driver"})
+	registerer.MustRegister(m.census, m.capacity, m.capacityWrites, m.lostNodes, m.lostVolumes, m.lostDropped)
 	registerer.MustRegister(m.bindSeconds, m.lostRepaired, m.orphans, m.orphansRemoved, m.missing, m.expandSeconds, m.expandFailed)
 	return m
 }

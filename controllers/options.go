@@ -23,7 +23,7 @@ const (
 func controllerOptions(mgr ctrl.Manager, kind string, workers int) controller.Options {
 	return controller.Options{
 		MaxConcurrentReconciles: workers,
-		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry),
+		RateLimiter:             newBackoff(),
 		LogConstructor: func(request *reconcile.Request) logr.Logger {
 			if request == nil {
 				return mgr.GetLogger()
@@ -31,4 +31,8 @@ func controllerOptions(mgr ctrl.Manager, kind string, workers int) controller.Op
 			return mgr.GetLogger().WithValues(kind, strings.TrimPrefix(request.String(), "/"))
 		},
 	}
+}
+
+func newBackoff() workqueue.TypedRateLimiter[reconcile.Request] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minRetry, maxRetry)
 }

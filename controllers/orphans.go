@@ -73,15 +73,15 @@ func (s *OrphanSweeper) sweep(ctx context.Context, name string) error {
 		return nil
 	}
 	left := 0
-	recorded := map[string]bool{}
+	recorded := map[storageKey]bool{}
 	var failed []error
 	for record, err := range inventory.Volumes(ctx) {
 		if err != nil {
 			failed = append(failed, fmt.Errorf("list volumes: %w", err))
 			break
 		}
-		recorded[record.Volume] = true
-		orphaned, err := s.isOrphan(ctx, record)
+		recorded[keyOf(record)] = true
+		orphaned, err := s.isOrphan(ctx, inventory, record)
 		if err != nil {
 			failed = append(failed, err)
 		}
@@ -91,24 +91,31 @@ func (s *OrphanSweeper) sweep(ctx context.Context, name string) error {
 	}
 	s.Metrics.orphans.WithLabelValues(name).Set(float64(left))
 	if len(failed) == 0 {
-		failed = append(failed, s.countMissing(ctx, name, driver, recorded))
+		failed = append(failed, s.countMissing(ctx, name, inventory, recorded))
 	}
 	return errors.Join(failed...)
 }
 
-// countMissing counts the volumes that driver should have storage for and has no
-// record of.
-func (s *OrphanSweeper) countMissing(ctx context.Context, name string, driver provisioner.Driver, recorded map[string]bool) error {
+// storageKey tells what a driver keeps of one volume from what it keeps of others,
+// and of the same one elsewhere.
+type storageKey struct{ volume, place string }
+
+func keyOf(record provisioner.Record) storageKey { return storageKey{record.Volume, record.Place} }
+
+// countMissing counts the volumes that the driver called name should have storage
+// for and has no record of.
+func (s *OrphanSweeper) countMissing(ctx context.Context, name string, inventory provisioner.Inventory, recorded map[storageKey]bool) error {
 	var volumes corev1.PersistentVolumeList
 	if err := s.Client.List(ctx, &volumes, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list volumes: %w", err)
 	}
+	driver, _ := s.Drivers.Get(name)
 	guard, guarded := provisioner.As[libcontroller.DeletionGuard](driver)
 	missing := 0
 	for i := range volumes.Items {
 		volume := &volumes.Items[i]
 		switch {
-		case volume.Annotations[volumehelpers.AnnDynamicallyProvisioned] != name || recorded[volume.Name]:
+		case volume.Annotations[volumehelpers.AnnDynamicallyProvisioned] != name || recorded[keyOf(inventory.RecordOf(volume))]:
 		case volume.DeletionTimestamp != nil || s.Clock.Since(volume.CreationTimestamp.Time) < s.Grace:
 		case guarded && !guard.ShouldDelete(ctx, volume):
 		default:
@@ -123,7 +130,7 @@ func (s *OrphanSweeper) countMissing(ctx context.Context, name string, driver pr
 // discard reports whether the orphan is gone.
 func (s *OrphanSweeper) discard(ctx context.Context, driver string, inventory provisioner.Inventory, record provisioner.Record) bool {
 	logger := log.FromContext(ctx).WithValues("driver", driver, "volume", record.Volume, "claim", record.Claim.String(), "created", record.Created)
-	err := inventory.Discard(ctx, record.Volume)
+	err := inventory.Discard(ctx, record)
 	switch {
 	case errors.Is(err, provisioner.ErrNotEmpty):
 		logger.Info("An orphaned volume holds data and is left as it is; see docs/operations.md")
@@ -138,12 +145,12 @@ func (s *OrphanSweeper) discard(ctx context.Context, driver string, inventory pr
 }
 
 // isOrphan asks the cache first, and the API server before it says yes.
-func (s *OrphanSweeper) isOrphan(ctx context.Context, record provisioner.Record) (bool, error) {
+func (s *OrphanSweeper) isOrphan(ctx context.Context, inventory provisioner.Inventory, record provisioner.Record) (bool, error) {
 	if s.Clock.Since(record.Created) < s.Grace {
 		return false, nil
 	}
 	for _, reader := range []client.Reader{s.Client, s.APIReader} {
-		known, err := isKnown(ctx, reader, record)
+		known, err := isKnown(ctx, reader, inventory, record)
 		if known || err != nil {
 			return false, err
 		}
@@ -151,12 +158,16 @@ func (s *OrphanSweeper) isOrphan(ctx context.Context, record provisioner.Record)
 	return true, nil
 }
 
-// isKnown reports whether the record's volume exists, or its claim still waits
-// for it.
-func isKnown(ctx context.Context, reader client.Reader, record provisioner.Record) (bool, error) {
-	err := reader.Get(ctx, types.NamespacedName{Name: record.Volume}, &corev1.PersistentVolume{})
+// isKnown reports whether the record's volume exists in its place, or its claim
+// still waits for it.
+func isKnown(ctx context.Context, reader client.Reader, inventory provisioner.Inventory, record provisioner.Record) (bool, error) {
+	volume := &corev1.PersistentVolume{}
+	err := reader.Get(ctx, types.NamespacedName{Name: record.Volume}, volume)
+	if err == nil {
+		return inventory.RecordOf(volume).Place == record.Place, nil
+	}
 	if !apierrors.IsNotFound(err) {
-		return err == nil, client.IgnoreNotFound(err)
+		return false, fmt.Errorf("read volume %s: %w", record.Volume, err)
 	}
 	claim := &corev1.PersistentVolumeClaim{}
 	err = reader.Get(ctx, record.Claim, claim)

@@ -62,7 +62,7 @@ func TestVolumeWithoutStorageIsCounted(t *testing.T) {
 	b := s.run(driver, sweep(time.Second))
 	volume := s.expectBound(s.claim("data"))
 	s.Consistently(func() float64 { return b.metric("berth_volumes_without_storage") }, quiet).Should(gomega.BeZero())
-	s.ok(driver.Discard(s.t.Context(), volume.Name))
+	s.ok(driver.Discard(s.t.Context(), driver.RecordOf(volume)))
 	s.Eventually(func() float64 { return b.metric("berth_volumes_without_storage") }).Should(gomega.Equal(1.0))
 	s.Expect(s.volumes()).To(gomega.HaveLen(1))
 }
@@ -92,4 +92,20 @@ func TestStorageOfPendingClaimsAndVolumesIsNotSwept(t *testing.T) {
 	s.Consistently(driver.Stored, quiet).Should(gomega.ConsistOf(bound.Name, kept.Volume))
 	s.delete(pending)
 	s.Eventually(driver.Stored).Should(gomega.Equal([]string{bound.Name}))
+}
+
+// TestStorageInAnotherPlaceThanItsVolumeIsSwept: an attempt on another node was
+// given up, and the volume was made elsewhere.
+func TestStorageInAnotherPlaceThanItsVolumeIsSwept(t *testing.T) {
+	t.Parallel()
+	s, driver := newScope(t), newMemoryDriver()
+	s.class()
+	s.run(driver, sweep(0))
+	volume := s.expectBound(s.claim("data"))
+	s.Consistently(driver.Stored, quiet).Should(gomega.Equal([]string{volume.Name}))
+	left := driver.RecordOf(volume)
+	left.Place, left.Created = "elsewhere", time.Now().Add(-time.Hour)
+	driver.Store(left, false)
+	s.Eventually(driver.Stored).Should(gomega.BeEmpty())
+	s.Expect(s.volumes()).To(gomega.HaveLen(1))
 }

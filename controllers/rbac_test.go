@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
@@ -19,7 +21,11 @@ import (
 	"github.com/berth-storage/berth/test/controlplane"
 )
 
-const roleFile = "../config/rbac/role.yaml"
+const (
+	roleFile = "../config/rbac/role.yaml"
+	// driverOfRoles is the driver whose object the roles name.
+	driverOfRoles = "hostpath.berth.storage"
+)
 
 // TestGeneratedRolesSuffice lives a volume's whole life with no rights but the
 // generated ones. It is not parallel, since it makes a default class.
@@ -56,43 +62,90 @@ func TestGeneratedRolesSuffice(t *testing.T) {
 	s.expectBound(unnamed)
 	s.Expect(*unnamed.Spec.StorageClassName).To(gomega.Equal(class.Name))
 
-	for event, err := range controlplane.ReadAudit(cp.AuditLogPath()) {
-		s.ok(err)
+	expectNothingForbidden(t)
+}
+
+// TestGeneratedRolesSufficeForNodes publishes capacity, takes it back, and loses
+// a node, with no rights but the generated ones.
+func TestGeneratedRolesSufficeForNodes(t *testing.T) {
+	s := newScope(t)
+	s.grantGeneratedRoles(minimalUser)
+	config, err := sharedControlPlane(t).User(minimalUser)
+	s.ok(err)
+	asMinimalUser := func(o *berthOptions) { o.config = config }
+	node := s.node("a")
+	driver := newNodeDriver(map[string]int64{node: 10 * gib})
+	class := s.class(waitForConsumer)
+
+	b := s.run(driver, asMinimalUser, publish(rarely), lostAfter(2*time.Second))
+	s.expectScheduling()
+	claim, volume := s.boundOn(node, "data")
+	s.Eventually(s.room).Should(gomega.Equal(map[string]int64{hostnameOf(node): 9 * gib}))
+	s.delete(namedNode(node))
+	s.Eventually(s.room).Should(gomega.BeEmpty())
+	s.Eventually(lostSince(s, volume)).ShouldNot(gomega.BeEmpty())
+	s.node("a")
+	s.Eventually(lostSince(s, volume)).Should(gomega.BeEmpty())
+	s.Eventually(s.room).Should(gomega.HaveLen(1))
+	s.delete(namedNode(node))
+	s.expectEvent(claim, "Warning NodeLost", node)
+	s.delete(claim)
+	s.expectGone(volume)
+	s.delete(class)
+	b.stop()
+
+	s.run(driver, asMinimalUser, unpublish)
+	s.expectGone(s.csiDriver())
+	expectNothingForbidden(t)
+}
+
+// expectNothingForbidden fails when minimalUser was refused anything so far.
+func expectNothingForbidden(t *testing.T) {
+	t.Helper()
+	for event, err := range controlplane.ReadAudit(sharedControlPlane(t).AuditLogPath()) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		if event.User.Username == minimalUser && event.ResponseStatus != nil && event.ResponseStatus.Code == 403 {
 			t.Errorf("forbidden: %s %s", event.Verb, event.RequestURI)
 		}
 	}
 }
 
-// grantGeneratedRoles binds user to the ClusterRoles of roleFile, and to nothing
-// else. What a Role grants in Berth's own namespace, leader election, is not
-// needed here.
+// grantGeneratedRoles binds user to the roles of roleFile, and to nothing else.
+// The scope's namespace and driver stand in for Berth's.
 func (s *scope) grantGeneratedRoles(user string) {
 	s.t.Helper()
 	text, err := os.ReadFile(roleFile)
 	s.ok(err)
 	granted := 0
 	documents := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
+	subjects := []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}}
 	for {
-		role := &rbacv1.ClusterRole{}
+		role := &rbacv1.ClusterRole{} // a Role has the same rules
 		err := documents.Decode(role)
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		s.ok(err)
-		if role.Kind != "ClusterRole" {
-			continue
+		for i := range role.Rules {
+			if slices.Contains(role.Rules[i].ResourceNames, driverOfRoles) {
+				role.Rules[i].ResourceNames = []string{s.driverName()}
+			}
 		}
 		granted++
-		role.ObjectMeta = metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", s.name, granted)}
-		s.create(role)
-		s.create(&rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: role.Name},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
-			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
-		})
+		meta := metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", s.name, granted)}
+		ref := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: role.Kind, Name: meta.Name}
+		if role.Kind == "Role" {
+			meta.Namespace = s.name
+			s.create(&rbacv1.Role{ObjectMeta: meta, Rules: role.Rules})
+			s.create(&rbacv1.RoleBinding{ObjectMeta: meta, RoleRef: ref, Subjects: subjects})
+			continue
+		}
+		s.create(&rbacv1.ClusterRole{ObjectMeta: meta, Rules: role.Rules})
+		s.create(&rbacv1.ClusterRoleBinding{ObjectMeta: meta, RoleRef: ref, Subjects: subjects})
 	}
 	if granted == 0 {
-		s.t.Fatalf("%s holds no ClusterRole", roleFile)
+		s.t.Fatalf("%s holds no roles", roleFile)
 	}
 }

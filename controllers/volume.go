@@ -2,7 +2,6 @@ package controllers
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -11,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/internal/crashpoint"
@@ -42,6 +43,10 @@ type VolumeReconciler struct {
 	Events events.EventRecorder
 	// Clock times deletions.
 	Clock clock.PassiveClock
+
+	turns *nodeTurns
+	// queue takes the volumes whose turn it is.
+	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
 
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;patch;delete
@@ -53,12 +58,17 @@ func (r *VolumeReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error
 	if r.Client == nil || r.APIReader == nil || r.Drivers == nil || r.Events == nil || r.Clock == nil {
 		return fmt.Errorf("set up volume reconciler: Client, APIReader, Drivers, Events and Clock are required")
 	}
+	r.turns = newNodeTurns(r.Clock, workers/2)
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("volume").
+		WatchesRawSource(source.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+			r.queue = q
+			return nil
+		})).
 		For(&corev1.PersistentVolume{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.volumesOfClaim), builder.WithPredicates(claimLetsGo)).
 		WithOptions(controllerOptions(mgr, "volume", workers)).
-		Complete(r)
+		Complete(newPatient(r))
 }
 
 func (r *VolumeReconciler) concerns(o client.Object) bool {
@@ -93,46 +103,103 @@ func (r *VolumeReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if err != nil || action == volumeLeave {
 		return reconcile.Result{}, err
 	}
-
-	volume = &corev1.PersistentVolume{}
-	if err := r.APIReader.Get(ctx, req.NamespacedName, volume); err != nil {
-		return reconcile.Result{}, client.IgnoreNotFound(err)
-	}
-	if action, err = r.decide(ctx, r.APIReader, volume); err != nil {
+	node := nodeOf(r.Drivers, volume)
+	if node == "" || action != volumeUndo && action != volumeReclaim {
+		_, err := r.act(ctx, req)
+		if wait, ok := provisioner.RetryAfter(err); ok {
+			return r.putOff(ctx, volume, wait, err), nil
+		}
 		return reconcile.Result{}, err
 	}
-	switch action {
-	case volumeUndo:
-		err = r.undo(ctx, volume)
-	case volumeReclaim:
-		err = r.reclaim(ctx, volume)
-	case volumeProtect:
-		err = r.setFinalizer(ctx, volume, true)
-	case volumeUnprotect:
-		err = r.setFinalizer(ctx, volume, false)
+	return r.actOnNode(ctx, req, volume, node)
+}
+
+// goneNodeRetry is when to look again at a volume that LostNodeReconciler
+// decides about.
+const goneNodeRetry = time.Minute
+
+// actOnNode acts when it is the volume's turn on its node. A node that is gone
+// is LostNodeReconciler's business.
+func (r *VolumeReconciler) actOnNode(ctx context.Context, req reconcile.Request, volume *corev1.PersistentVolume, node string) (reconcile.Result, error) {
+	present, err := nodeExists(ctx, r.Client, node)
+	if err != nil {
+		return reconcile.Result{}, err
 	}
-	if wait, ok := provisioner.RetryAfter(err); ok {
-		log.FromContext(ctx).Info("The volume's storage is unavailable", "reason", err.Error(), "retryAfter", wait.String())
+	if !present {
+		return reconcile.Result{RequeueAfter: spread(goneNodeRetry)}, nil
+	}
+	if wait := r.turns.Begin(node, req); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
+	}
+	asked, err := r.act(ctx, req)
+	wait, others := r.turns.End(node, asked, err)
+	for _, other := range others {
+		r.queue.Add(other)
+	}
+	if wait > 0 {
+		return r.putOff(ctx, volume, wait, err), nil
 	}
 	return reconcile.Result{}, err
 }
 
+// putOff has a volume tried again after wait, since its storage is unavailable.
+func (r *VolumeReconciler) putOff(ctx context.Context, volume *corev1.PersistentVolume, wait time.Duration, reason error) reconcile.Result {
+	keys := volumeOutcome(r.Drivers, volume, time.Time{}).keys(r.Clock.Now())
+	log.FromContext(ctx).Info("The volume's storage is unavailable", append(keys, "reason", reason.Error(), "retryAfter", wait.String())...)
+	return reconcile.Result{RequeueAfter: wait}
+}
+
+// act decides by what the API server has, and does it. It reports whether that
+// took the driver.
+func (r *VolumeReconciler) act(ctx context.Context, req reconcile.Request) (bool, error) {
+	volume := &corev1.PersistentVolume{}
+	if err := r.APIReader.Get(ctx, req.NamespacedName, volume); err != nil {
+		return false, client.IgnoreNotFound(err)
+	}
+	action, err := r.decide(ctx, r.APIReader, volume)
+	if err != nil {
+		return false, err
+	}
+	switch action {
+	case volumeUndo:
+		return true, r.undo(ctx, volume)
+	case volumeReclaim:
+		return true, r.reclaim(ctx, volume)
+	case volumeProtect:
+		return false, setFinalizer(ctx, r.Client, volume, true)
+	case volumeUnprotect:
+		return false, setFinalizer(ctx, r.Client, volume, false)
+	}
+	return false, nil
+}
+
 // decide reads the claim of volume through reader and applies decideVolume.
 func (r *VolumeReconciler) decide(ctx context.Context, reader client.Reader, volume *corev1.PersistentVolume) (volumeAction, error) {
-	ref := volume.Spec.ClaimRef
-	if ref == nil || !r.concerns(volume) {
+	if volume.Spec.ClaimRef == nil || !r.concerns(volume) {
 		return volumeLeave, nil
+	}
+	claim, err := claimOf(ctx, reader, volume)
+	if err != nil {
+		return volumeLeave, err
+	}
+	return decideVolume(volume, claim), nil
+}
+
+// claimOf reads the claim that volume refers to by name; nil when there is none.
+func claimOf(ctx context.Context, reader client.Reader, volume *corev1.PersistentVolume) (*corev1.PersistentVolumeClaim, error) {
+	ref := volume.Spec.ClaimRef
+	if ref == nil {
+		return nil, nil
 	}
 	claim := &corev1.PersistentVolumeClaim{}
 	err := reader.Get(ctx, types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, claim)
 	if apierrors.IsNotFound(err) {
-		return decideVolume(volume, nil), nil
+		return nil, nil
 	}
 	if err != nil {
-		return volumeLeave, fmt.Errorf("read claim %s/%s: %w", ref.Namespace, ref.Name, err)
+		return nil, fmt.Errorf("read claim %s/%s: %w", ref.Namespace, ref.Name, err)
 	}
-	return decideVolume(volume, claim), nil
+	return claim, nil
 }
 
 // reclaim deletes the storage first, so that a volume whose storage can't be
@@ -150,10 +217,10 @@ func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.Persisten
 	}
 	if err != nil {
 		warn(r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
-		return fmt.Errorf("delete the storage: %w", err)
+		return r.failed("Deletion failed", volume, start, err)
 	}
 	crashpoint.Reach(crashpoint.StorageDeleted)
-	if err := r.deleteObject(ctx, volume); err != nil {
+	if err := deleteVolumeObject(ctx, r.Client, volume); err != nil {
 		return err
 	}
 	r.logEnd(ctx, "Deleted volume", volume, start)
@@ -172,57 +239,23 @@ func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVo
 	}
 	err := provisioner.ErrNotEmpty
 	if inventory, ok := provisioner.As[provisioner.Inventory](driver); ok {
-		err = inventory.Discard(ctx, volume.Name)
+		err = inventory.Discard(ctx, inventory.RecordOf(volume))
 	}
 	switch {
 	case errors.Is(err, provisioner.ErrNotEmpty) && volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
 		return r.reclaim(ctx, volume)
 	case errors.Is(err, provisioner.ErrNotEmpty):
-		log.FromContext(ctx).Info("A volume that was never bound may hold data, and is left as its policy says")
+		r.logEnd(ctx, "A volume that was never bound may hold data, and is left as its policy says", volume, start)
 		return nil
 	case err != nil:
 		warn(r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
-		return fmt.Errorf("take back the storage: %w", err)
+		return r.failed("Taking back a volume that was never bound failed", volume, start, err)
 	}
 	crashpoint.Reach(crashpoint.StorageDeleted)
-	if err := r.deleteObject(ctx, volume); err != nil {
+	if err := deleteVolumeObject(ctx, r.Client, volume); err != nil {
 		return err
 	}
 	r.logEnd(ctx, "Took back volume that was never bound", volume, start)
-	return nil
-}
-
-// deleteObject deletes volume, whose storage is gone, then lets it go.
-func (r *VolumeReconciler) deleteObject(ctx context.Context, volume *corev1.PersistentVolume) error {
-	if volume.DeletionTimestamp == nil {
-		if err := r.Client.Delete(ctx, volume.DeepCopy(), client.Preconditions{UID: &volume.UID}); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("delete volume: %w", err)
-		}
-		crashpoint.Reach(crashpoint.VolumeDeleted)
-	}
-	return r.setFinalizer(ctx, volume, false)
-}
-
-// setFinalizer adds or removes our finalizer. Only that entry is touched, and
-// only on this very volume.
-func (r *VolumeReconciler) setFinalizer(ctx context.Context, volume *corev1.PersistentVolume, present bool) error {
-	const finalizer = volumehelpers.PVDeletionProtectionFinalizer
-	if isProtected(volume) == present {
-		return nil
-	}
-	field := "$deleteFromPrimitiveList/finalizers"
-	if present {
-		field = "finalizers"
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": volume.UID, field: []string{finalizer}}})
-	if err != nil {
-		return fmt.Errorf("encode finalizer patch: %w", err)
-	}
-	err = r.Client.Patch(ctx, volume.DeepCopy(), client.RawPatch(types.StrategicMergePatchType, patch))
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("change finalizer: %w", err)
-	}
-	crashpoint.Reach(crashpoint.FinalizerRemoved)
 	return nil
 }
 
@@ -232,8 +265,9 @@ func (r *VolumeReconciler) driverOf(volume *corev1.PersistentVolume) provisioner
 }
 
 func (r *VolumeReconciler) logEnd(ctx context.Context, message string, volume *corev1.PersistentVolume, start time.Time) {
-	ref := volume.Spec.ClaimRef
-	log.FromContext(ctx).Info(message, "claim", types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}.String(),
-		"class", volume.Spec.StorageClassName, "driver", volume.Annotations[volumehelpers.AnnDynamicallyProvisioned],
-		"duration", r.Clock.Since(start).String())
+	log.FromContext(ctx).Info(message, volumeOutcome(r.Drivers, volume, start).keys(r.Clock.Now())...)
+}
+
+func (r *VolumeReconciler) failed(what string, volume *corev1.PersistentVolume, start time.Time, err error) error {
+	return &storageError{what: what, keys: volumeOutcome(r.Drivers, volume, start).keys(r.Clock.Now()), err: err}
 }
