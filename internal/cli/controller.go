@@ -5,9 +5,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net/http"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -16,11 +16,9 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/berth-storage/berth/controllers"
 	"github.com/berth-storage/berth/provisioner"
@@ -35,10 +33,9 @@ const (
 
 // controllerOptions are the flags of berth controller.
 type controllerOptions struct {
-	nodeName     string
-	pools        []string
-	poolPaths    map[string]string
-	requireMount bool
+	nodeName string
+	poolOptions
+	agents agentsOptions
 
 	nfsMounts        []string
 	nfsMountPaths    map[nfs.Share]string
@@ -49,20 +46,23 @@ type controllerOptions struct {
 	bindGrace time.Duration
 	workers   int
 
+	nodeLocal nodeLocalOptions
+
 	orphanInterval time.Duration
 	orphanGrace    time.Duration
 
 	leaderElect          bool
 	leaderElectNamespace string
+	leaderElectIdentity  string
 	leaseDuration        time.Duration
 	renewDeadline        time.Duration
 	retryPeriod          time.Duration
 
-	pprofAddress   string
-	metricsAddress string
-	probeAddress   string
-	apiQPS         float32
-	apiBurst       int
+	pprofAddress string
+	metrics      controllerMetricsOptions
+	probeAddress string
+	apiQPS       float32
+	apiBurst     int
 
 	logging zap.Options
 }
@@ -79,8 +79,9 @@ func newControllerCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.nodeName, "node-name", "", "name of the Node whose directories this process provisions (single-node install)")
-	f.StringArrayVar(&o.pools, "pool", nil, "a directory to make volumes in, as NAME=/ABSOLUTE/PATH; may be repeated. A StorageClass chooses one by its parameter pool (default \"default\")")
-	f.BoolVar(&o.requireMount, "pool-require-mount", false, "refuse pools that are not the root of a mounted filesystem")
+	o.addFlags(f)
+	o.agents.addFlags(f)
+	o.nodeLocal.addFlags(f)
 	f.StringArrayVar(&o.nfsMounts, "nfs-mount", nil, "where an NFS share is mounted, as SERVER:/SHARE=/ABSOLUTE/PATH, for shares that can't be reached without a mount (Kerberos, TLS, RDMA); may be repeated")
 	f.DurationVar(&o.nfsAnswerTimeout, "nfs-answer-timeout", nfs.DefaultAnswerTimeout, "how long an NFS server may be silent before its claims are put off")
 	f.Float64Var(&o.nfsPurgeRate, "nfs-purge-rate", float64(nfs.DefaultPurgeRate), "how many files a second are removed from the trash of an NFS share")
@@ -91,32 +92,26 @@ func newControllerCommand() *cobra.Command {
 	f.DurationVar(&o.orphanGrace, "orphan-grace", time.Hour, "age from which such storage is removed, when it holds no data, or reported")
 	f.BoolVar(&o.leaderElect, "leader-elect", true, "work only while holding a Lease, so that several replicas may run")
 	f.StringVar(&o.leaderElectNamespace, "leader-elect-namespace", "", "namespace of the Lease (default: the namespace of the pod)")
+	f.StringVar(&o.leaderElectIdentity, "leader-elect-identity", "", "name of this replica in the Lease, which no other process may have at the same time: the pod's. A leader that is killed and started again under the same name goes on at once (default: a new one at each start)")
 	f.DurationVar(&o.leaseDuration, "leader-elect-lease-duration", 15*time.Second, "how long a Lease that is not renewed is honoured")
 	f.DurationVar(&o.renewDeadline, "leader-elect-renew-deadline", 10*time.Second, "how long the leader tries to renew the Lease before it stops")
-	f.DurationVar(&o.retryPeriod, "leader-elect-retry-period", 2*time.Second, "time between two attempts to get or renew the Lease")
-	f.StringVar(&o.metricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address to serve /metrics on; 0 for none")
-	f.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address to serve /healthz and /readyz on; 0 for none")
+	f.DurationVar(&o.retryPeriod, "leader-elect-retry-period", time.Second, "time between two attempts to get or renew the Lease")
+	o.metrics.addFlags(f)
+	f.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address to serve /healthz and /readyz on (with ?verbose for more); 0 for none")
 	f.StringVar(&o.pprofAddress, "pprof-bind-address", "0", "address to serve profiles on, for example 127.0.0.1:6060; 0 for none")
 	f.Float32Var(&o.apiQPS, "kube-api-qps", -1, "client-side limit of requests per second to the API server; negative for none: API priority and fairness protects the server")
 	f.IntVar(&o.apiBurst, "kube-api-burst", 0, "burst above --kube-api-qps")
 
 	goFlags := flag.NewFlagSet("", flag.ContinueOnError)
 	config.RegisterFlags(goFlags)
-	o.logging.BindFlags(goFlags)
 	f.AddGoFlagSet(goFlags)
-	// Errors that are part of the work need no stack traces, and people read
-	// these times.
-	for name, value := range map[string]string{"zap-stacktrace-level": "panic", "zap-time-encoding": "rfc3339nano"} {
-		if err := f.Set(name, value); err != nil {
-			panic(err) // the flag or the value is misspelt above
-		}
-	}
+	addLoggingFlags(f, &o.logging)
 	return cmd
 }
 
 // run wires the manager and runs it until ctx ends.
 func (o *controllerOptions) run(ctx context.Context) error {
-	ctrl.SetLogger(zap.New(zap.UseFlagOptions(&o.logging)))
+	setLogger(&o.logging)
 	if err := o.validate(); err != nil {
 		return err
 	}
@@ -125,17 +120,31 @@ func (o *controllerOptions) run(ctx context.Context) error {
 		return fmt.Errorf("find the cluster: %w", err)
 	}
 	drivers := provisioner.NewRegistry()
-	mgr, err := ctrl.NewManager(o.tune(restConfig), o.managerOptions(drivers))
+	options, err := o.managerOptions(drivers)
+	if err != nil {
+		return err
+	}
+	restConfig = o.tune(restConfig)
+	if options.LeaderElectionResourceLockInterface, err = o.lock(restConfig); err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(restConfig, options)
 	if err != nil {
 		return fmt.Errorf("create manager: %w", err)
 	}
-	if err := o.setupDrivers(mgr, drivers); err != nil {
+	if err := o.setupMetrics(mgr); err != nil {
+		return err
+	}
+	if err := o.setupDrivers(ctx, mgr, drivers); err != nil {
 		return err
 	}
 	if err := o.setupControllers(ctx, mgr, drivers); err != nil {
 		return err
 	}
-	if err := setupProbes(mgr); err != nil {
+	if err := o.warmCaches(ctx, mgr, drivers); err != nil {
+		return err
+	}
+	if err := o.setupProbes(ctx, mgr, o.agents.reached); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
@@ -160,10 +169,24 @@ func (o *controllerOptions) validate() error {
 	case o.bindGrace <= 0:
 		return fmt.Errorf("--bind-grace=%s: want more than 0; to leave binding to the cluster use --binding=%s", o.bindGrace, bindingCluster)
 	}
-	if err := o.parsePools(); err != nil {
+	if _, err := o.nodeOptions(o.nodeName, logr.Discard()); err != nil {
+		return err
+	}
+	if err := o.agents.validate(len(o.pools) > 0 || o.nodeName != ""); err != nil {
+		return err
+	}
+	if err := o.nodeLocal.validate(); err != nil {
+		return err
+	}
+	if err := o.metrics.validate(); err != nil {
 		return err
 	}
 	return o.parseMounts()
+}
+
+// capacityNamespace is where CSIStorageCapacity objects are; "" when nothing says.
+func (o *controllerOptions) capacityNamespace() string {
+	return o.nodeLocal.namespace(o.agents.namespace, o.leaderElectNamespace)
 }
 
 // inCluster reports whether the process runs in a pod with a service account.
@@ -183,22 +206,31 @@ func (o *controllerOptions) tune(c *rest.Config) *rest.Config {
 	return c
 }
 
-func (o *controllerOptions) managerOptions(drivers *provisioner.Registry) manager.Options {
+func (o *controllerOptions) managerOptions(drivers *provisioner.Registry) (manager.Options, error) {
+	metricsServer, err := o.metrics.server()
+	if err != nil {
+		return manager.Options{}, err
+	}
 	cacheOptions := controllers.CacheOptions(drivers.Serves)
-	cacheOptions.ByObject[&corev1.Node{}] = cache.ByObject{Field: fields.OneTermEqualSelector("metadata.name", o.nodeName)}
+	if o.agents.enabled() {
+		o.agents.addToCache(&cacheOptions)
+	} else {
+		cacheOptions.ByObject[&corev1.Node{}] = cache.ByObject{Field: fields.OneTermEqualSelector("metadata.name", o.nodeName)}
+	}
+	o.nodeLocal.addToCache(&cacheOptions, o.capacityNamespace())
 	return manager.Options{
 		Cache:                         cacheOptions,
-		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
-		HealthProbeBindAddress:        o.probeAddress,
+		Metrics:                       metricsServer,
+		HealthProbeBindAddress:        "0", // setupProbes tells more
 		PprofBindAddress:              o.pprofAddress,
 		LeaderElection:                o.leaderElect,
-		LeaderElectionID:              "berth.storage",
+		LeaderElectionID:              leaseName,
 		LeaderElectionNamespace:       o.leaderElectNamespace,
 		LeaderElectionReleaseOnCancel: true,
 		LeaseDuration:                 &o.leaseDuration,
 		RenewDeadline:                 &o.renewDeadline,
 		RetryPeriod:                   &o.retryPeriod,
-	}
+	}, nil
 }
 
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=berth-system,resources=leases,verbs=get;create;update
@@ -230,6 +262,9 @@ func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Ma
 	if err := expansions.SetupWithManager(mgr, o.workers); err != nil {
 		return err
 	}
+	if err := o.nodeLocal.setup(ctx, mgr, drivers, recorder, series, o.capacityNamespace()); err != nil {
+		return err
+	}
 	if o.binding == bindingAssist {
 		binder := &controllers.BindReconciler{
 			Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: clock.RealClock{}, Grace: o.bindGrace,
@@ -238,24 +273,12 @@ func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Ma
 			return err
 		}
 	}
+	census := &controllers.Census{Cache: mgr.GetCache(), Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: clock.RealClock{}}
+	if err := census.SetupWithManager(mgr); err != nil {
+		return err
+	}
 	return mgr.Add(&controllers.OrphanSweeper{
 		Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Metrics: series, Clock: clock.RealClock{},
 		Interval: o.orphanInterval, Grace: o.orphanGrace,
 	})
-}
-
-func setupProbes(mgr manager.Manager) error {
-	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
-		return fmt.Errorf("add health check: %w", err)
-	}
-	synced := func(req *http.Request) error {
-		if !mgr.GetCache().WaitForCacheSync(req.Context()) {
-			return errors.New("caches are not synced")
-		}
-		return nil
-	}
-	if err := mgr.AddReadyzCheck("caches", synced); err != nil {
-		return fmt.Errorf("add readiness check: %w", err)
-	}
-	return nil
 }

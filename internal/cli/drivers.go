@@ -3,9 +3,13 @@ package cli
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
+	"github.com/go-logr/logr"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -16,24 +20,54 @@ import (
 
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/hostpath/node"
+	"github.com/berth-storage/berth/provisioner/hostpath/quota"
 	"github.com/berth-storage/berth/provisioner/nfs"
-	"github.com/berth-storage/berth/provisioner/request"
 )
 
-// parsePools reads --pool.
-func (o *controllerOptions) parsePools() error {
-	o.poolPaths = map[string]string{}
-	for _, value := range o.pools {
-		name, path, err := hostpath.ParsePool(value)
-		if err != nil {
-			return fmt.Errorf("--pool=%s: %w", value, err)
-		}
-		if _, twice := o.poolPaths[name]; twice {
-			return fmt.Errorf("--pool=%s: pool %q is given twice", value, name)
-		}
-		o.poolPaths[name] = path
+// poolOptions are the flags that say what a node has to offer.
+type poolOptions struct {
+	pools        []string
+	reserve      string
+	overcommit   float64
+	requireMount bool
+	projectIDs   string
+}
+
+func (o *poolOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.pools, "pool", nil, "a directory to make volumes in, as NAME=/ABSOLUTE/PATH; may be repeated, with the same name for one more directory of that pool. A StorageClass chooses a pool by its parameter pool (default \"default\")")
+	f.StringVar(&o.reserve, "pool-reserve", node.DefaultLimits.Reserve.String(), "what volumes may not be promised of each filesystem, as a size (10Gi) or a share (5%)")
+	f.Float64Var(&o.overcommit, "pool-overcommit", node.DefaultLimits.Overcommit, "how often the size of each filesystem may be promised to volumes; 0 for no limit")
+	f.StringVar(&o.projectIDs, "quota-project-ids", quota.DefaultRange.String(), "project ids that volumes may be given, as FIRST-LAST; others on these filesystems must not use them")
+	f.BoolVar(&o.requireMount, "pool-require-mount", false, "refuse pool directories that are not the root of a mounted filesystem")
+}
+
+// nodeOptions reads the flags.
+func (o *poolOptions) nodeOptions(nodeName string, log logr.Logger) (node.Options, error) {
+	pools, err := node.ParsePools(o.pools)
+	if err != nil {
+		return node.Options{}, err
 	}
-	return nil
+	reserve, err := node.ParseReserve(o.reserve)
+	if err != nil {
+		return node.Options{}, fmt.Errorf("--pool-reserve: %w", err)
+	}
+	if !(o.overcommit >= 0) || math.IsInf(o.overcommit, 0) {
+		return node.Options{}, fmt.Errorf("--pool-overcommit=%g: want 0 or more", o.overcommit)
+	}
+	ids, err := quota.ParseRange(o.projectIDs)
+	if err != nil {
+		return node.Options{}, fmt.Errorf("--quota-project-ids: %w", err)
+	}
+	return node.Options{
+		NodeName:     nodeName,
+		Quota:        quota.New(ids),
+		Pools:        pools,
+		Limits:       node.Limits{Reserve: reserve, Overcommit: o.overcommit},
+		RequireMount: o.requireMount,
+		Version:      buildVersion(),
+		Log:          log,
+	}, nil
 }
 
 // parseMounts reads --nfs-mount.
@@ -54,10 +88,10 @@ func (o *controllerOptions) parseMounts() error {
 
 // setupDrivers registers the drivers. That of NFS needs nothing but classes to
 // work, so it is always there.
-func (o *controllerOptions) setupDrivers(mgr manager.Manager, drivers *provisioner.Registry) error {
+func (o *controllerOptions) setupDrivers(ctx context.Context, mgr manager.Manager, drivers *provisioner.Registry) error {
 	series := provisioner.NewMetrics(metrics.Registry)
-	if len(o.pools) > 0 {
-		driver, err := o.newHostpath(mgr)
+	if len(o.pools) > 0 || o.agents.enabled() {
+		driver, err := o.newHostpath(ctx, mgr)
 		if err != nil {
 			return fmt.Errorf("set up driver %s: %w", hostpath.Name, err)
 		}
@@ -69,6 +103,7 @@ func (o *controllerOptions) setupDrivers(mgr manager.Manager, drivers *provision
 	if err != nil {
 		return fmt.Errorf("set up driver %s: %w", nfs.Name, err)
 	}
+	metrics.Registry.MustRegister(nfs.NewCollector(driver))
 	if err := drivers.Register(nfs.Name, provisioner.Instrument(driver, series)); err != nil {
 		return err
 	}
@@ -91,39 +126,76 @@ func (r leaderRunnable) NeedLeaderElection() bool        { return true }
 
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
 
-func (o *controllerOptions) newHostpath(mgr manager.Manager) (*hostpath.Driver, error) {
+// newHostpath returns the driver for the pools of this node, or for those of all
+// nodes with agents.
+func (o *controllerOptions) newHostpath(ctx context.Context, mgr manager.Manager) (*hostpath.Driver, error) {
+	log := mgr.GetLogger().WithName("hostpath")
+	nodes, err := o.nodes(ctx, mgr, log)
+	if err != nil {
+		return nil, err
+	}
+	hint := " (--node-name)"
+	if o.agents.enabled() {
+		hint = ""
+	}
 	return hostpath.New(hostpath.Options{
-		NodeName: o.nodeName,
-		Pools:    o.poolPaths,
-		NodeLabels: func(ctx context.Context) (map[string]string, error) {
-			node := &corev1.Node{}
-			if err := mgr.GetClient().Get(ctx, client.ObjectKey{Name: o.nodeName}, node); err != nil {
-				return nil, fmt.Errorf("read node %q (--node-name): %w", o.nodeName, err)
+		Nodes: nodes,
+		Node: func(ctx context.Context, name string) (*corev1.Node, error) {
+			found := &corev1.Node{}
+			if err := mgr.GetClient().Get(ctx, client.ObjectKey{Name: name}, found, client.UnsafeDisableDeepCopy); err != nil {
+				return nil, fmt.Errorf("read node %q%s: %w", name, hint, err)
 			}
-			return node.Labels, nil
+			return found, nil
 		},
-		PoolInUse:    o.poolInUse(mgr.GetAPIReader()),
-		RequireMount: o.requireMount,
-		Log:          mgr.GetLogger().WithName("hostpath"),
+		InUse:            directoryInUse(mgr.GetAPIReader()),
+		UnreachableAfter: o.agents.unreachableAfter,
+		Log:              log,
 	})
 }
 
-// poolInUse tells whether volumes of a pool of this node exist. It asks the API
-// server, and is asked only when a pool's directory looks new.
-func (o *controllerOptions) poolInUse(reader client.Reader) func(context.Context, string) (bool, error) {
-	return func(ctx context.Context, pool string) (bool, error) {
-		volumes := &corev1.PersistentVolumeList{}
-		if err := reader.List(ctx, volumes); err != nil {
+// nodes returns the way to the node servers: to agents, or to one in this process.
+func (o *controllerOptions) nodes(ctx context.Context, mgr manager.Manager, log logr.Logger) (hostpath.Nodes, error) {
+	if o.agents.enabled() {
+		return o.agents.setup(ctx, mgr)
+	}
+	options, err := o.nodeOptions(o.nodeName, log)
+	if err != nil {
+		return nil, err
+	}
+	local, err := hostpath.NewLocal(options)
+	if err != nil {
+		return nil, err
+	}
+	metrics.Registry.MustRegister(node.NewCollector(local.NodeServer(), o.metrics.volumes))
+	return local, nil
+}
+
+// directoryInUse tells whether volumes in a directory of a node exist. It asks the
+// API server, and is asked only when a directory looks new. Those who ask while a
+// list is on its way share it: in a new cluster that is every node. What it may
+// miss is newer than the question, and nobody makes a volume in a directory that
+// may not become a pool yet.
+func directoryInUse(reader client.Reader) func(ctx context.Context, node, pool, directory string) (bool, error) {
+	var lists singleflight.Group
+	return func(ctx context.Context, node, pool, directory string) (bool, error) {
+		listed, err, _ := lists.Do("", func() (any, error) {
+			volumes := &corev1.PersistentVolumeList{}
+			return volumes, reader.List(ctx, volumes)
+		})
+		volumes, ok := listed.(*corev1.PersistentVolumeList)
+		if err != nil || !ok {
 			return false, fmt.Errorf("list volumes: %w", err)
 		}
-		return slices.ContainsFunc(volumes.Items, func(v corev1.PersistentVolume) bool {
-			return v.Annotations[request.AnnDriver] == hostpath.Name &&
-				v.Annotations[hostpath.AnnNode] == o.nodeName && v.Annotations[hostpath.AnnPool] == pool
-		}), nil
+		for i := range volumes.Items {
+			if hostpath.LiesIn(&volumes.Items[i], node, pool, directory) {
+				return true, nil
+			}
+		}
+		return false, nil
 	}
 }
 
-// +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=get;list;watch
+// +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=list;watch
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=namespaces,resourceNames=kube-system,verbs=get
 
