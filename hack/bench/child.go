@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner/hostpath"
+	"github.com/berth-storage/berth/provisioner/hostpath/node"
 )
 
 const (
@@ -64,12 +65,13 @@ func runLibraryController(ctx context.Context, config *rest.Config, pool string)
 	if err != nil {
 		return err
 	}
-	driver, err := hostpath.New(hostpath.Options{
-		NodeName:   nodeName,
-		Pools:      map[string]string{"default": pool},
-		NodeLabels: fixedLabels(ctx, client),
-		Log:        logr.Discard(),
+	nodes, err := hostpath.NewLocal(node.Options{
+		NodeName: nodeName, Pools: map[string][]string{"default": {pool}}, Limits: node.DefaultLimits, Log: logr.Discard(),
 	})
+	if err != nil {
+		return err
+	}
+	driver, err := hostpath.New(hostpath.Options{Nodes: nodes, Node: fixedNode(ctx, client), Log: logr.Discard()})
 	if err != nil {
 		return err
 	}
@@ -83,15 +85,10 @@ func runLibraryController(ctx context.Context, config *rest.Config, pool string)
 	return <-failed
 }
 
-// fixedLabels reads the Node's labels once; Berth has them in its cache.
-func fixedLabels(ctx context.Context, client kubernetes.Interface) func(context.Context) (map[string]string, error) {
-	node, err := client.CoreV1().Nodes().Get(ctx, nodeName, metav1.GetOptions{})
-	return func(context.Context) (map[string]string, error) {
-		if err != nil {
-			return nil, err
-		}
-		return node.Labels, nil
-	}
+// fixedNode reads the Node once; Berth has it in its cache.
+func fixedNode(ctx context.Context, client kubernetes.Interface) func(context.Context, string) (*corev1.Node, error) {
+	found, err := client.CoreV1().Nodes().Get(ctx, nodeName, metav1.GetOptions{})
+	return func(context.Context, string) (*corev1.Node, error) { return found, err }
 }
 
 // capacityOf returns what a claim asks for.

@@ -61,7 +61,7 @@ func (d *demo) showServers(ctx context.Context) error {
 }
 
 func (d *demo) showBerthForNFS(ctx context.Context) error {
-	if err := d.show(ctx, "kubectl apply -k config/default"); err != nil {
+	if err := d.show(ctx, "kubectl apply -k config/single-node"); err != nil {
 		return err
 	}
 	d.Say("No server is named: the classes do that. Nothing is mounted:")

@@ -47,7 +47,7 @@ func (d *demo) showControlPlane(ctx context.Context) error {
 
 func (d *demo) showBerth(ctx context.Context) error {
 	d.Say("It gets a namespace, an account, and the few rights it needs:")
-	if err := d.show(ctx, "kubectl apply -k config/default"); err != nil {
+	if err := d.show(ctx, "kubectl apply -k config/single-node"); err != nil {
 		return err
 	}
 	d.Say("One process is all. $POOL is an empty directory, where the volumes go:")

@@ -161,14 +161,19 @@ type process struct {
 	ended  chan struct{}
 }
 
-// start starts berth, which is killed when the test ends. Its output is shown
-// when the test fails.
+// start starts berth for the site's pool.
 func (s *site) start(at crashpoint.Point, flags ...string) *process {
 	s.t.Helper()
-	args := append([]string{
+	return s.launch(at, append([]string{
 		"controller", "--kubeconfig=" + s.kubeconfig, "--node-name=" + s.name, "--pool=default=" + s.pool,
 		"--metrics-bind-address=0", "--health-probe-bind-address=0", "--leader-elect=false",
-	}, flags...)
+	}, flags...)...)
+}
+
+// launch starts berth, which is killed when the test ends. Its output is shown
+// when the test fails.
+func (s *site) launch(at crashpoint.Point, args ...string) *process {
+	s.t.Helper()
 	p := &process{s: s, cmd: exec.Command(binary, args...), ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
 	p.cmd.Env = append(os.Environ(), "BERTH_CRASHPOINT="+string(at))
@@ -181,7 +186,7 @@ func (s *site) start(at crashpoint.Point, flags ...string) *process {
 	s.t.Cleanup(func() {
 		p.kill()
 		if s.t.Failed() {
-			s.t.Logf("output of berth with crash point %q:\n%s", at, p.output.String())
+			s.t.Logf("output of berth %s with crash point %q:\n%s", args[0], at, p.output.String())
 		}
 	})
 	return p

@@ -53,6 +53,9 @@ type Options struct {
 	// names; "" means 127.0.0.1. The other components listen on 127.0.0.1.
 	Address string
 
+	// Port is the one the API server listens on; 0 means a free one.
+	Port int
+
 	// ControllerManager and Scheduler say whether to start kube-controller-manager
 	// and kube-scheduler. The ServiceAccount admission plugin is on only beside
 	// kube-controller-manager, as nobody else creates service accounts.
@@ -291,7 +294,7 @@ func (c *ControlPlane) launch(ctx context.Context, name string, path *string, st
 		return fmt.Errorf("start %s: %w", name, err)
 	}
 	if err != nil {
-		return fmt.Errorf("start %s: %w%s", name, err, logTail(c.logPath(name)))
+		return fmt.Errorf("start %s: %w%s", name, err, LogTail(c.logPath(name)))
 	}
 	c.note("%s ready after %.1fs", name, time.Since(began).Seconds())
 	return nil
@@ -299,9 +302,12 @@ func (c *ControlPlane) launch(ctx context.Context, name string, path *string, st
 
 // configureAPIServer makes of envtest's API server a production one.
 func (c *ControlPlane) configureAPIServer(ctx context.Context, api *envtest.APIServer) error {
-	port, err := freePort(ctx, c.options.Address)
-	if err != nil {
-		return err
+	port := c.options.Port
+	if port == 0 {
+		var err error
+		if port, err = freePort(ctx, c.options.Address); err != nil {
+			return err
+		}
 	}
 	api.ListenAddr = envtest.ListenAddr{Address: c.options.Address, Port: strconv.Itoa(port)}
 	flags := []string{

@@ -135,7 +135,7 @@ func (p *Process) start(ctx context.Context) error {
 	}
 	if err := p.awaitReady(ctx, port); err != nil {
 		_ = p.end(syscall.SIGKILL)
-		return fmt.Errorf("start %s: %w%s", p.name, err, logTail(p.logPath))
+		return fmt.Errorf("start %s: %w%s", p.name, err, LogTail(p.logPath))
 	}
 	p.note("%s ready after %.1fs", p.name, time.Since(began).Seconds())
 	return nil
@@ -242,7 +242,7 @@ func (p *Process) end(sig syscall.Signal) error {
 	}
 	_ = syscall.Kill(group, syscall.SIGKILL)
 	<-p.life.ended
-	return fmt.Errorf("%s did not end within %s and was killed%s", p.name, stopTimeout, logTail(p.logPath))
+	return fmt.Errorf("%s did not end within %s and was killed%s", p.name, stopTimeout, LogTail(p.logPath))
 }
 
 // poll calls check until it returns nil. When ctx is done first, the error tells
@@ -278,9 +278,9 @@ const (
 	tailBytes = 16 << 10
 )
 
-// logTail returns the last lines of a log, with a heading, as the end of an
+// LogTail returns the last lines of a log, with a heading, as the end of an
 // error message. It is "" when there are none.
-func logTail(path string) string {
+func LogTail(path string) string {
 	f, err := os.Open(path) //nolint:gosec // a log of this package
 	if err != nil {
 		return ""
