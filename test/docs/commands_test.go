@@ -1,0 +1,189 @@
+package docs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// scripts are the fenced "sh" commands that are run, by the page and the
+// anchors of the headings above them. Those of one script run in one shell.
+var scripts = map[string]script{
+	"process":    {page: "README.md", anchors: []string{"on-a-cluster-of-your-own"}},
+	"local-path": {page: "docs/migration.md", anchors: []string{"once-make-its-directory-a-pool", "per-volume", "which-volumes-are-left"}},
+	"back":       {page: "docs/migration.md", anchors: []string{"going-back"}},
+	"default":    {page: "docs/migration.md", anchors: []string{"what-happens-to-existing-volumes"}},
+	"nfs":        {page: "docs/migration.md", anchors: []string{"once-make-the-share-berths-too", "per-volume-1"}},
+}
+
+// complete are the pages all of whose commands are run.
+var complete = []string{"README.md", "docs/migration.md"}
+
+// unrun are exceptions to that, by page and anchor, with the reason.
+var unrun = map[string]string{}
+
+type script struct {
+	page    string
+	anchors []string
+}
+
+// blocks returns the commands of a script.
+func (s script) blocks(t *testing.T) []block {
+	t.Helper()
+	p := checkout(t).page(s.page)
+	if p == nil {
+		t.Fatalf("there is no page %s", s.page)
+	}
+	var blocks []block
+	for _, anchor := range s.anchors {
+		before := len(blocks)
+		for _, b := range p.blocks {
+			if b.anchor == anchor && b.language == "sh" {
+				blocks = append(blocks, b)
+			}
+		}
+		if len(blocks) == before {
+			t.Errorf("%s has no commands under #%s: correct the table of scripts", s.page, anchor)
+		}
+	}
+	return blocks
+}
+
+// TestCommandsAreRunSomewhere: those of the pages above are in a script, or are
+// make targets that .ci/run makes, or are excused.
+func TestCommandsAreRunSomewhere(t *testing.T) {
+	r := checkout(t)
+	ci, err := os.ReadFile(filepath.Join(r.root, ".ci", "run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range complete {
+		for _, b := range r.page(path).blocks {
+			if b.language != "sh" || unrun[path+"#"+b.anchor] != "" || isScripted(path, b) || isMadeBy(string(ci), b.code) {
+				continue
+			}
+			t.Errorf("%s: nothing runs these commands under #%s; add them to scripts, or to unrun with a reason:\n%s", path, b.anchor, b.code)
+		}
+	}
+}
+
+func isScripted(path string, b block) bool {
+	for _, s := range scripts {
+		if s.page == path && slices.Contains(s.anchors, b.anchor) {
+			return true
+		}
+	}
+	return false
+}
+
+// isMadeBy reports whether commands are make targets only, each of which ci makes.
+func isMadeBy(ci, code string) bool {
+	for _, line := range commandLines(strings.TrimSpace(code)) {
+		command, _, _ := strings.Cut(line, " #")
+		if command = strings.TrimSpace(command); !strings.HasPrefix(command, "make ") || !strings.Contains(ci, command+"\n") {
+			return false
+		}
+	}
+	return true
+}
+
+// TestReadmeMakesVolumesWithAProcess does what the README says for a cluster of
+// one node, and makes a claim.
+func TestReadmeMakesVolumesWithAProcess(t *testing.T) {
+	s := newStage(t)
+	s.replace("/srv/berth", s.path("pool"), "NODE", nodeName)
+	blocks := scripts["process"].blocks(t)
+	last := len(blocks) - 1
+	for _, b := range blocks[:last] {
+		s.add(b.code)
+	}
+	s.add("(\n" + blocks[last].code + ") &")
+	s.add("kubectl apply -f config/samples/classes.yaml -f config/samples/claim-default.yaml")
+	s.add("kubectl wait --for=jsonpath='{.status.phase}'=Bound --timeout=60s pvc/data")
+	s.run()
+	if made, err := os.ReadDir(s.path("pool")); err != nil || len(made) != 2 {
+		t.Errorf("the pool holds %v, %v; want .berth and a volume", made, err)
+	}
+}
+
+// TestLocalPathVolumesChangeHands follows docs/migration.md with a volume as
+// local-path-provisioner makes them.
+func TestLocalPathVolumesChangeHands(t *testing.T) {
+	s := newStage(t)
+	old := s.localPath()
+	s.addScript("local-path")
+	out := s.run()
+	if !strings.Contains(out, "\n"+old+"\n") {
+		t.Errorf("the new volume is not at %s:\n%s", old, out)
+	}
+	s.expectGone("pv/old-local-path")
+	s.deleteClaimAndExpectFile(old)
+}
+
+// TestLocalPathVolumesGoBack undoes the same before the old volume is removed.
+func TestLocalPathVolumesGoBack(t *testing.T) {
+	s := newStage(t)
+	old := s.localPath()
+	for _, b := range scripts["local-path"].blocks(t) {
+		if !strings.HasPrefix(b.code, "kubectl delete pv ") {
+			s.add(b.code)
+		}
+	}
+	s.addScript("back")
+	s.add("kubectl get pvc data -o jsonpath='{.spec.volumeName} {.status.phase}'")
+	if out := s.run(); !strings.HasSuffix(out, "old-local-path Bound") {
+		t.Errorf("the claim does not have its old volume:\n%s", out)
+	}
+	s.deleteClaimAndExpectFile(old)
+}
+
+// localPath makes a volume of local-path-provisioner's, and starts a Berth that has
+// its directory as a pool.
+func (s *stage) localPath() string {
+	s.t.Helper()
+	old := filepath.Join(s.path("local-path"), "pvc-1_default_data")
+	s.write(filepath.Join(old, "file"), "precious")
+	s.write(filepath.Join(s.path("local-path"), "pvc-2_other_data", "file"), "somebody else's")
+	s.replace("/opt/local-path-provisioner", s.path("local-path"))
+	s.berth("--node-name="+nodeName, "--pool=local-path="+s.path("local-path"))
+	s.oldVolume("local-path", "rancher.io/local-path", "local.path.provisioner/selected-node: "+nodeName,
+		"hostPath: {path: "+old+", type: DirectoryOrCreate}\n  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: ["+nodeName+"]}]}]}}")
+	return old
+}
+
+// TestNFSVolumesChangeHands is the same for nfs-subdir-external-provisioner.
+func TestNFSVolumesChangeHands(t *testing.T) {
+	s := newStage(t)
+	export := s.path("export")
+	old := filepath.Join(export, "default-data-pvc-1")
+	s.write(filepath.Join(old, "file"), "precious")
+	port := s.exportNFS(export)
+	s.replace("mkdir /export/k8s", "mkdir "+export, "nas.example.com", "127.0.0.1",
+		"mountOptions: [nfsvers=4.1]", fmt.Sprintf("mountOptions: [nfsvers=4.1, port=%d]", port))
+	s.berth()
+	s.oldVolume("nfs-client", "cluster.local/nfs-subdir-external-provisioner", "example.com/x: none",
+		"nfs: {server: 127.0.0.1, path: /export/k8s/default-data-pvc-1}")
+	s.addScript("nfs")
+	out := s.run()
+	if !strings.Contains(out, "\n/export/k8s/default-data-pvc-1\n") {
+		t.Errorf("the new volume is not where the old one is:\n%s", out)
+	}
+	s.deleteClaimAndExpectFile(old)
+}
+
+// TestDefaultClassIsSwitched: the next claim without a class is Berth's.
+func TestDefaultClassIsSwitched(t *testing.T) {
+	s := newStage(t)
+	s.add(`kubectl apply -f config/samples/classes.yaml -f - <<<'{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: local-path, annotations: {storageclass.kubernetes.io/is-default-class: "true"}}, provisioner: rancher.io/local-path}'`)
+	s.addScript("default")
+	s.add(`kubectl get storageclass -o custom-columns='NAME:.metadata.name,DEFAULT:.metadata.annotations.storageclass\.kubernetes\.io/is-default-class'`)
+	out := strings.Join(strings.Fields(s.run()), " ")
+	for _, want := range []string{"berth-hostpath true", "local-path false"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in %s", want, out)
+		}
+	}
+}
