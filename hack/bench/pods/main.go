@@ -82,6 +82,8 @@ func measure(ctx context.Context, c config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, cl.Stop()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // the watches end before the API server does
 	root, err := controlplane.RepositoryRoot()
 	if err != nil {
 		return err
