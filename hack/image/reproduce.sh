@@ -18,7 +18,8 @@ build() { # NAME ENVIRONMENT...: clones into NAME and builds there
   mkdir "$work/$name/tmp" "$work/$name/home"
   echo "$name build, of $(git rev-parse --short HEAD) for $architectures"
   (cd "$work/$name/berth" &&
-    env "$@" TMPDIR="$work/$name/tmp" go run ./hack/image -arch "$architectures" -oci -out "$work/$name/dist" berth)
+    go build -o "$work/$name/image" ./hack/image &&
+    env "$@" TMPDIR="$work/$name/tmp" "$work/$name/image" -arch "$architectures" -oci -out "$work/$name/dist" berth)
 }
 
 build first
