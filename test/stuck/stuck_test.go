@@ -137,6 +137,7 @@ var scenarios = []scenario{
 		n.class()
 		n.expectBound(n.claim(onNode("node-1")))
 		i.ok(i.client.Delete(i.t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}))
+		n.pod("")
 	}},
 	{"Berth is not running", func(i *installation, n *tenant) {
 		i.controller.stop()
@@ -174,7 +175,7 @@ func TestStuckClaims(t *testing.T) {
 	for _, node := range []string{"node-1", "node-2", "node-3"} {
 		i.node(node)
 	}
-	i.controller = i.launch(i.controllerArgs()...)
+	i.controller = i.launch(i.controllerArgs("--lost-node-grace=2s")...)
 	i.one, i.two = i.newAgent("node-1", "default", "ssd"), i.newAgent("node-2", "default")
 	i.awaitCapacity()
 	for number, s := range scenarios {
