@@ -371,6 +371,14 @@ func (n *tenant) pod(node string) {
 	n.Eventually(func() error { return n.client.Create(n.t.Context(), pod.DeepCopy()) }).Should(gomega.Succeed())
 }
 
+// expectCapacityTracked waits until kube-scheduler is told to look at how much
+// room nodes have, which it is once all of them were asked.
+func (i *installation) expectCapacityTracked() {
+	i.t.Helper()
+	driver := &storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: hostpath.Name}}
+	i.Eventually(func() bool { i.get(driver); return ptr.Deref(driver.Spec.StorageCapacity, false) }).Should(gomega.BeTrue())
+}
+
 // expectBound waits until the claim is bound.
 func (n *tenant) expectBound(claim *corev1.PersistentVolumeClaim) {
 	n.t.Helper()

@@ -52,8 +52,9 @@ var scenarios = []scenario{
 		n.class(immediately, parameters("pool", "nvme"))
 		n.claim()
 	}},
-	{"No node has room: the pod waits, and the claim with it", func(_ *installation, n *tenant) {
+	{"No node has room: the pod waits, and the claim with it", func(i *installation, n *tenant) {
 		n.class()
+		i.expectCapacityTracked()
 		n.claim(asking("900Ti"))
 		n.pod("")
 	}},
