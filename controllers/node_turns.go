@@ -39,6 +39,8 @@ type nodeTurn struct {
 	// since and next are zero while the node answers: when it was first not
 	// reached, and when the next attempt is due.
 	since, next time.Time
+	// prober is the volume that is to make that attempt.
+	prober reconcile.Request
 }
 
 // newNodeTurns lets each node occupy at most limit workers.
@@ -60,6 +62,9 @@ func (t *nodeTurns) Begin(node string, volume reconcile.Request) time.Duration {
 	now := t.clock.Now()
 	if turn.busy >= t.limit || now.Before(turn.next) {
 		turn.aside[volume] = true
+		if left := turn.next.Sub(now); left > 0 && volume == turn.prober {
+			return left // it came early, for another reason, and nobody else would come in time
+		}
 		return spread(max(turn.next.Sub(now), maxOutageRetry))
 	}
 	if !turn.since.IsZero() {
@@ -70,12 +75,12 @@ func (t *nodeTurns) Begin(node string, volume reconcile.Request) time.Duration {
 	return 0
 }
 
-// End ends the turn of a volume. asked says whether the node was asked for
+// End ends the turn of volume. asked says whether the node was asked for
 // anything, and err what came of it. It returns when the volume is to be tried
 // again, 0 unless the node could not be reached: after the time that the driver
 // asks for, and the later the longer the outage. And it returns the volumes
 // whose turn it is now.
-func (t *nodeTurns) End(node string, asked bool, err error) (time.Duration, []reconcile.Request) {
+func (t *nodeTurns) End(node string, volume reconcile.Request, asked bool, err error) (time.Duration, []reconcile.Request) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	turn := t.nodes[node]
@@ -86,7 +91,7 @@ func (t *nodeTurns) End(node string, asked bool, err error) (time.Duration, []re
 			turn.since = now
 		}
 		wait = max(wait, min(now.Sub(turn.since)/2, maxOutageRetry))
-		turn.next = now.Add(wait)
+		turn.next, turn.prober = now.Add(wait), volume
 		return wait, nil
 	}
 	called := 1

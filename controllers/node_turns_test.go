@@ -38,7 +38,7 @@ func TestOneVolumeOfAnUnreachableNodeIsTriedAtATime(t *testing.T) {
 			wait := turns.Begin("down", volume)
 			if wait == 0 {
 				attempts++
-				wait, _ = turns.End("down", true, errDown)
+				wait, _ = turns.End("down", volume, true, errDown)
 			}
 			if wait < 5*time.Second || wait > 3*time.Minute {
 				t.Fatalf("%s is to wait %s", volume, wait)
@@ -56,7 +56,7 @@ func TestOneVolumeOfAnUnreachableNodeIsTriedAtATime(t *testing.T) {
 	if wait := turns.Begin("down", named("volume-0")); wait != 0 {
 		t.Fatalf("an hour later the next attempt is to wait %s", wait)
 	}
-	wait, called := turns.End("down", true, nil)
+	wait, called := turns.End("down", named("a"), true, nil)
 	if wait != 0 || len(called) < 998 {
 		t.Errorf("%d volumes are called for when the node is back, want all that wait", len(called))
 	}
@@ -80,7 +80,7 @@ func TestNodeOccupiesNoMoreThanItsShareOfWorkers(t *testing.T) {
 		}
 	}
 	for range 2 {
-		wait, called := turns.End("node", true, errors.New("disk on fire"))
+		wait, called := turns.End("node", named("a"), true, errors.New("disk on fire"))
 		if wait != 0 || len(called) != 1 {
 			t.Fatalf("wait %s, called %v, want one", wait, called)
 		}
@@ -89,7 +89,7 @@ func TestNodeOccupiesNoMoreThanItsShareOfWorkers(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if _, called := turns.End("node", true, nil); called != nil {
+		if _, called := turns.End("node", named("a"), true, nil); called != nil {
 			t.Errorf("%v are called for twice", called)
 		}
 	}
@@ -103,7 +103,7 @@ func TestAnAttemptThatAskedNothingSaysNothing(t *testing.T) {
 	clock := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
 	turns := newNodeTurns(clock, 16)
 	turns.Begin("down", named("a"))
-	wait, _ := turns.End("down", true, errDown)
+	wait, _ := turns.End("down", named("a"), true, errDown)
 	turns.Begin("down", named("b")) // set aside
 	turns.Begin("down", named("c")) // set aside
 	clock.SetTime(clock.Now().Add(wait))
@@ -111,7 +111,7 @@ func TestAnAttemptThatAskedNothingSaysNothing(t *testing.T) {
 	if wait := turns.Begin("down", named("d")); wait == 0 {
 		t.Error("two attempts at a time")
 	}
-	_, called := turns.End("down", false, nil)
+	_, called := turns.End("down", named("a"), false, nil)
 	if len(called) != 1 {
 		t.Fatalf("%v are called for, want one", called)
 	}
@@ -126,11 +126,32 @@ func TestAnAttemptThatDoesNotEndIsFollowedByAnother(t *testing.T) {
 	clock := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
 	turns := newNodeTurns(clock, 16)
 	turns.Begin("down", named("a"))
-	wait, _ := turns.End("down", true, errDown)
+	wait, _ := turns.End("down", named("a"), true, errDown)
 	clock.SetTime(clock.Now().Add(wait))
 	turns.Begin("down", named("a"))
 	clock.SetTime(clock.Now().Add(turnPatience))
 	if wait := turns.Begin("down", named("b")); wait != 0 {
 		t.Errorf("the next attempt is to wait %s", wait)
+	}
+}
+
+// TestVolumeThatComesEarlyStillMakesItsAttempt: somebody may write to the volume
+// while it waits.
+func TestVolumeThatComesEarlyStillMakesItsAttempt(t *testing.T) {
+	clock := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
+	turns := newNodeTurns(clock, 16)
+	turns.Begin("down", named("a"))
+	wait, _ := turns.End("down", named("a"), true, errDown)
+	clock.SetTime(clock.Now().Add(time.Second))
+	early := turns.Begin("down", named("a"))
+	if early != wait-time.Second {
+		t.Fatalf("it came a second early and is to wait %s, want %s", early, wait-time.Second)
+	}
+	if other := turns.Begin("down", named("b")); other < maxOutageRetry {
+		t.Errorf("another volume is to wait %s", other)
+	}
+	clock.SetTime(clock.Now().Add(early))
+	if again := turns.Begin("down", named("a")); again != 0 {
+		t.Errorf("when its time has come it is to wait %s", again)
 	}
 }

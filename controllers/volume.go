@@ -132,7 +132,7 @@ func (r *VolumeReconciler) actOnNode(ctx context.Context, req reconcile.Request,
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
 	asked, err := r.act(ctx, req)
-	wait, others := r.turns.End(node, asked, err)
+	wait, others := r.turns.End(node, req, asked, err)
 	for _, other := range others {
 		r.queue.Add(other)
 	}
