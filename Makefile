@@ -36,7 +36,7 @@ demo-nfs: build cluster-assets ## The same for NFS, with two real servers; needs
 	go run ./hack/demo -nfs
 
 .PHONY: bench
-bench: build cluster-assets ## Measure claims/s and latency beside the library's controller and the limit (N=, RUNS=, RATE=, KCM_QPS=, BENCH_JSON=).
+bench: build cluster-assets ## Measure claims/s and latency beside the library's controller and the limit (N=, RUNS=, RATE=, WAIT_FOR_CONSUMER=, KCM_QPS=, BENCH_JSON=).
 	go run ./hack/bench
 
 .PHONY: bench-pods

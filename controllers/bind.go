@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
@@ -53,6 +54,7 @@ type BindReconciler struct {
 // +kubebuilder:rbac:groups="",resources=persistentvolumes/status,verbs=patch
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims/status,verbs=patch
+// +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=list;watch
 
 // SetupWithManager registers the reconciler, with at most workers binds in work
 // at a time.
@@ -63,6 +65,7 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	r.pacer = newBindPacer(r.Clock, bindPace{
 		Settle:     r.Grace / 5,
 		Grace:      r.Grace,
+		PodGrace:   r.Grace * 4 / 5,
 		NextInLine: 40,
 		Quiet:      r.Grace,
 		GiveUp:     10 * r.Grace,
@@ -84,8 +87,8 @@ func (r *BindReconciler) concerns(o client.Object) bool {
 func (r *BindReconciler) watchClaims() handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	return handler.Funcs{
-		CreateFunc: func(_ context.Context, e event.CreateEvent, _ queue) {
-			if claim, ok := e.Object.(*corev1.PersistentVolumeClaim); ok && !isTriggered(claim) {
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, _ queue) {
+			if claim, ok := e.Object.(*corev1.PersistentVolumeClaim); ok && !isTriggered(claim) && !r.waitsForNode(ctx, claim) {
 				r.pacer.Arrived(claim.UID)
 			}
 		},
@@ -114,6 +117,17 @@ func (r *BindReconciler) watchClaims() handler.EventHandler {
 	}
 }
 
+// waitsForNode reports whether kube-controller-manager asks for no volume for
+// claim before the claim has its node.
+func (r *BindReconciler) waitsForNode(ctx context.Context, claim *corev1.PersistentVolumeClaim) bool {
+	if selectedNode(claim) != "" {
+		return false
+	}
+	class := &storagev1.StorageClass{}
+	name := volumehelpers.GetPersistentVolumeClaimClass(claim)
+	return name != "" && r.Client.Get(ctx, client.ObjectKey{Name: name}, class) == nil && waitsForConsumer(class)
+}
+
 // bindMoved reports whether a change of a claim matters to its bind.
 func bindMoved(before, after *corev1.PersistentVolumeClaim) bool {
 	return isTriggered(before) != isTriggered(after) ||
@@ -134,6 +148,17 @@ func isTriggered(claim *corev1.PersistentVolumeClaim) bool {
 	return claim.Spec.VolumeName != "" ||
 		claim.Annotations[volumehelpers.AnnStorageProvisioner] != "" ||
 		claim.Annotations[volumehelpers.AnnBetaStorageProvisioner] != ""
+}
+
+// claimStateOf is how far claim has come on its way to its volume.
+func claimStateOf(claim *corev1.PersistentVolumeClaim) claimState {
+	switch {
+	case isTriggered(claim):
+		return claimTriggered
+	case selectedNode(claim) != "":
+		return claimSelected
+	}
+	return claimPending
 }
 
 // bindProgress is how far the bind of a volume and its claim has come.
@@ -190,7 +215,7 @@ func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	case bindLost:
 		return reconcile.Result{}, r.repairLost(ctx, volume, claim)
 	}
-	if wait := r.pacer.Wait(claim.UID, isTriggered(claim)); wait > 0 {
+	if wait := r.pacer.Wait(claim.UID, claimStateOf(claim)); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
 	err = r.bind(ctx, volume, claim)

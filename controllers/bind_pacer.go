@@ -48,6 +48,10 @@ type bindPace struct {
 	// Grace is how long kube-controller-manager has for a claim that is not
 	// next in line, or that a younger one overtook.
 	Grace time.Duration
+	// PodGrace is Grace for a claim that a pod waits for: kube-scheduler, which
+	// has selected the node, looks once a second whether the claim is bound, for
+	// the first time after a second.
+	PodGrace time.Duration
 	// NextInLine is how many claims kube-controller-manager may have looked at
 	// without having written to them.
 	NextInLine int
@@ -57,6 +61,18 @@ type bindPace struct {
 	// GiveUp is how long a claim waits at most.
 	GiveUp time.Duration
 }
+
+// claimState is what matters about an unbound claim for when it may be bound.
+type claimState int
+
+const (
+	// claimPending: kube-controller-manager has not asked for a volume yet.
+	claimPending claimState = iota
+	// claimSelected: nor has it for this one, which has got its node.
+	claimSelected
+	// claimTriggered: it has.
+	claimTriggered
+)
 
 type waitingClaim struct {
 	firstSeen time.Time
@@ -130,9 +146,9 @@ func (p *bindPacer) leaveLine(claim types.UID) (place uint64, inLine bool) {
 }
 
 // Wait returns how long to wait before looking again whether the claim may be
-// bound; 0 when it may be now. triggered says whether it carries the
-// annotation. The first call for a claim is when its volume became visible.
-func (p *bindPacer) Wait(claim types.UID, triggered bool) time.Duration {
+// bound; 0 when it may be now. The first call for a claim is when its volume
+// became visible.
+func (p *bindPacer) Wait(claim types.UID, state claimState) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w, known := p.waiting[claim]
@@ -144,28 +160,32 @@ func (p *bindPacer) Wait(claim types.UID, triggered bool) time.Duration {
 	switch {
 	case !w.bound.IsZero() && p.clock.Since(w.bound) < p.pace.GiveUp:
 		return p.pace.GiveUp - p.clock.Since(w.bound)
-	case triggered:
+	case state == claimTriggered:
 		return max(0, p.pace.Settle-age)
 	case age >= p.pace.GiveUp:
 		return 0
 	}
 	p.arrived(claim) // after a restart the volume may be seen first
-	return max(0, min(p.patience(w, p.places[claim], age), p.pace.GiveUp-age))
+	grace := p.pace.Grace
+	if state == claimSelected {
+		grace = p.pace.PodGrace
+	}
+	return max(0, min(p.patience(w, p.places[claim], grace, age), p.pace.GiveUp-age))
 }
 
 // patience is how long a claim without the annotation waits from now on.
-func (p *bindPacer) patience(w *waitingClaim, place uint64, age time.Duration) time.Duration {
+func (p *bindPacer) patience(w *waitingClaim, place uint64, grace, age time.Duration) time.Duration {
 	if place < p.head {
 		if w.overtaken.IsZero() {
 			w.overtaken = p.clock.Now()
 		}
-		return p.pace.Grace - p.clock.Since(w.overtaken)
+		return grace - p.clock.Since(w.overtaken)
 	}
 	still := p.pace.Quiet - p.clock.Since(p.headMoved)
 	if p.ahead(place) < p.pace.NextInLine && still > 0 {
-		return max(still, p.pace.Grace-age)
+		return max(still, grace-age)
 	}
-	return p.pace.Grace - age
+	return grace - age
 }
 
 // ahead counts the claims between the head of the line and place.

@@ -12,6 +12,7 @@ import (
 var testPace = bindPace{
 	Settle:     100 * time.Millisecond,
 	Grace:      500 * time.Millisecond,
+	PodGrace:   300 * time.Millisecond,
 	NextInLine: 2,
 	Quiet:      400 * time.Millisecond,
 	GiveUp:     5 * time.Second,
@@ -35,26 +36,26 @@ func pacedClaim(i int) types.UID { return types.UID(fmt.Sprintf("claim-%d", i)) 
 func (p *pacerTest) visible(n int) {
 	for i := 1; i <= n; i++ {
 		p.Arrived(pacedClaim(i))
-		p.Wait(pacedClaim(i), false)
+		p.Wait(pacedClaim(i), claimPending)
 	}
 }
 
 func (p *pacerTest) pass(d time.Duration) { p.clock.SetTime(p.clock.Now().Add(d)) }
 
-func (p *pacerTest) wants(claim int, triggered bool, want time.Duration) {
+func (p *pacerTest) wants(claim int, state claimState, want time.Duration) {
 	p.Helper()
-	if got := p.Wait(pacedClaim(claim), triggered); got != want {
-		p.Errorf("Wait(claim %d, triggered %v) = %s, want %s", claim, triggered, got, want)
+	if got := p.Wait(pacedClaim(claim), state); got != want {
+		p.Errorf("Wait(claim %d, state %d) = %s, want %s", claim, state, got, want)
 	}
 }
 
 func TestTriggeredClaimSettlesOnly(t *testing.T) {
 	p := newPacerTest(t)
-	p.wants(1, true, testPace.Settle)
+	p.wants(1, claimTriggered, testPace.Settle)
 	p.pass(testPace.Settle - time.Millisecond)
-	p.wants(1, true, time.Millisecond)
+	p.wants(1, claimTriggered, time.Millisecond)
 	p.pass(time.Millisecond)
-	p.wants(1, true, 0)
+	p.wants(1, claimTriggered, 0)
 }
 
 func TestTriggerEndsTheWait(t *testing.T) {
@@ -62,19 +63,29 @@ func TestTriggerEndsTheWait(t *testing.T) {
 	p.visible(1)
 	p.pass(testPace.Settle)
 	p.Triggered(pacedClaim(1))
-	p.wants(1, true, 0)
+	p.wants(1, claimTriggered, 0)
 }
 
 func TestWithoutAnyTriggerEachWaitsTheGrace(t *testing.T) {
 	p := newPacerTest(t)
 	p.visible(3)
 	for claim := 1; claim <= 3; claim++ {
-		p.wants(claim, false, testPace.Grace)
+		p.wants(claim, claimPending, testPace.Grace)
 	}
 	p.pass(testPace.Grace)
 	for claim := 1; claim <= 3; claim++ {
-		p.wants(claim, false, 0)
+		p.wants(claim, claimPending, 0)
 	}
+}
+
+func TestClaimThatAPodWaitsForWaitsLess(t *testing.T) {
+	p := newPacerTest(t)
+	p.wants(1, claimSelected, testPace.PodGrace)
+	p.wants(2, claimSelected, testPace.PodGrace)
+	p.pass(testPace.PodGrace)
+	p.wants(1, claimSelected, 0)
+	p.Triggered(pacedClaim(1))
+	p.wants(2, claimSelected, testPace.Quiet) // it is next in line all the same
 }
 
 func TestNextInLineWaitWhileTriggersAreWritten(t *testing.T) {
@@ -82,12 +93,12 @@ func TestNextInLineWaitWhileTriggersAreWritten(t *testing.T) {
 	p.visible(4)
 	p.pass(testPace.Grace)
 	p.Triggered(pacedClaim(1))
-	p.wants(2, false, testPace.Quiet)
-	p.wants(3, false, testPace.Quiet)
-	p.wants(4, false, 0) // far from its turn
+	p.wants(2, claimPending, testPace.Quiet)
+	p.wants(3, claimPending, testPace.Quiet)
+	p.wants(4, claimPending, 0) // far from its turn
 	p.pass(testPace.Quiet)
-	p.wants(2, false, 0)
-	p.wants(3, false, 0)
+	p.wants(2, claimPending, 0)
+	p.wants(3, claimPending, 0)
 }
 
 func TestLineMovesUpWithEachTrigger(t *testing.T) {
@@ -96,8 +107,8 @@ func TestLineMovesUpWithEachTrigger(t *testing.T) {
 	p.pass(testPace.Grace)
 	p.Triggered(pacedClaim(1))
 	p.Triggered(pacedClaim(2))
-	p.wants(4, false, testPace.Quiet)
-	p.wants(5, false, 0)
+	p.wants(4, claimPending, testPace.Quiet)
+	p.wants(5, claimPending, 0)
 }
 
 func TestBoundClaimsDoNotStandInLine(t *testing.T) {
@@ -107,7 +118,7 @@ func TestBoundClaimsDoNotStandInLine(t *testing.T) {
 	p.Triggered(pacedClaim(1))
 	p.Left(pacedClaim(2))
 	p.Forget(pacedClaim(3))
-	p.wants(5, false, testPace.Quiet)
+	p.wants(5, claimPending, testPace.Quiet)
 }
 
 func TestOvertakenClaimWaitsTheGraceOnly(t *testing.T) {
@@ -115,12 +126,12 @@ func TestOvertakenClaimWaitsTheGraceOnly(t *testing.T) {
 	p.visible(3)
 	p.pass(testPace.Grace)
 	p.Triggered(pacedClaim(2))
-	p.wants(1, false, testPace.Grace)
+	p.wants(1, claimPending, testPace.Grace)
 	p.pass(testPace.Grace / 2)
 	p.Triggered(pacedClaim(3)) // others being written no longer concern it
-	p.wants(1, false, testPace.Grace-testPace.Grace/2)
+	p.wants(1, claimPending, testPace.Grace-testPace.Grace/2)
 	p.pass(testPace.Grace)
-	p.wants(1, false, 0)
+	p.wants(1, claimPending, 0)
 }
 
 func TestClaimThatGetsItsNodeGoesToTheEndOfTheLine(t *testing.T) {
@@ -129,7 +140,7 @@ func TestClaimThatGetsItsNodeGoesToTheEndOfTheLine(t *testing.T) {
 	p.pass(testPace.Grace)
 	p.Triggered(pacedClaim(2))
 	p.Rejoined(pacedClaim(1)) // younger ones overtook it while it waited for a pod
-	p.wants(1, false, testPace.Quiet)
+	p.wants(1, claimPending, testPace.Quiet)
 }
 
 func TestNobodyWaitsLongerThanGiveUp(t *testing.T) {
@@ -137,14 +148,14 @@ func TestNobodyWaitsLongerThanGiveUp(t *testing.T) {
 	p.visible(2)
 	p.pass(testPace.GiveUp - time.Millisecond)
 	p.Triggered(pacedClaim(1))
-	p.wants(2, false, time.Millisecond)
+	p.wants(2, claimPending, time.Millisecond)
 	p.pass(time.Millisecond)
-	p.wants(2, false, 0)
+	p.wants(2, claimPending, 0)
 }
 
 func TestVolumeSeenBeforeItsClaimStandsInLine(t *testing.T) {
 	p := newPacerTest(t)
-	p.wants(1, false, testPace.Grace)
+	p.wants(1, claimPending, testPace.Grace)
 	p.Arrived(pacedClaim(1))
 	if len(p.line) != 1 {
 		t.Errorf("the claim has %d places in line, want 1", len(p.line))
@@ -169,7 +180,7 @@ func TestBoundClaimIsLeftAloneUntilTheCacheShowsIt(t *testing.T) {
 	p.pass(testPace.Grace)
 	p.Bound(pacedClaim(1))
 	p.pass(time.Second)
-	p.wants(1, true, testPace.GiveUp-time.Second)
+	p.wants(1, claimTriggered, testPace.GiveUp-time.Second)
 	if waited, byBerth := p.Forget(pacedClaim(1)); waited != testPace.Grace || !byBerth {
 		t.Errorf("Forget = %s, %v, want %s, true", waited, byBerth, testPace.Grace)
 	}
@@ -180,7 +191,7 @@ func TestBindThatNeverShowsIsTriedAgain(t *testing.T) {
 	p.visible(1)
 	p.Bound(pacedClaim(1))
 	p.pass(testPace.GiveUp)
-	p.wants(1, true, 0)
+	p.wants(1, claimTriggered, 0)
 }
 
 func TestPacerKeepsNothingOfForgottenClaims(t *testing.T) {

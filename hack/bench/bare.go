@@ -7,6 +7,7 @@ import (
 	"os"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -42,17 +43,35 @@ func runBareClient(ctx context.Context, config *rest.Config, class string) error
 		return err
 	}
 	b := &bareClient{client: client, class: class}
+	storageClass, err := client.StorageV1().StorageClasses().Get(ctx, b.class, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	waits := *storageClass.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
 	claims := make(chan *corev1.PersistentVolumeClaim)
-	factory := informers.NewSharedInformerFactory(client, 0)
-	_, err = factory.Core().V1().PersistentVolumeClaims().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) {
-			claim, ok := o.(*corev1.PersistentVolumeClaim)
-			if !ok || claim.Spec.VolumeName != "" || volumehelpers.GetPersistentVolumeClaimClass(claim) != class {
-				return
-			}
+	due := func(o any) bool {
+		claim, ok := o.(*corev1.PersistentVolumeClaim)
+		return ok && claim.Spec.VolumeName == "" && volumehelpers.GetPersistentVolumeClaimClass(claim) == b.class &&
+			(!waits || claim.Annotations[volumehelpers.AnnSelectedNode] != "")
+	}
+	send := func(o any) {
+		if claim, ok := o.(*corev1.PersistentVolumeClaim); ok {
 			select {
 			case claims <- claim:
 			case <-ctx.Done():
+			}
+		}
+	}
+	factory := informers.NewSharedInformerFactory(client, 0)
+	_, err = factory.Core().V1().PersistentVolumeClaims().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) {
+			if due(o) {
+				send(o)
+			}
+		},
+		UpdateFunc: func(before, after any) {
+			if !due(before) && due(after) {
+				send(after)
 			}
 		},
 	})

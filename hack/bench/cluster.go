@@ -200,6 +200,8 @@ func (c *cluster) describe(cfg config) environmentReport {
 		KCMQPS:     cfg.kcmQPS,
 		Rate:       cfg.rate,
 		Deletions:  cfg.deletions,
+
+		WaitForConsumer: cfg.waitForConsumer,
 	}
 }
 

@@ -24,7 +24,9 @@ type config struct {
 	single        int
 	deletions     int
 	kcmQPS        int
-	timeout       time.Duration
+	// waitForConsumer makes the classes WaitForFirstConsumer.
+	waitForConsumer bool
+	timeout         time.Duration
 }
 
 // environment names the variable that sets a flag.
@@ -41,6 +43,8 @@ var environment = map[string]string{
 	"deletions":     "DELETIONS",
 	"kcm-qps":       "KCM_QPS",
 	"bound-timeout": "BOUND_TIMEOUT",
+
+	"wait-for-consumer": "WAIT_FOR_CONSUMER",
 }
 
 // parseConfig reads the flags and, for those not given, the environment.
@@ -60,6 +64,7 @@ func parseConfig(args []string, lookup func(string) (string, bool), usage io.Wri
 	f.IntVar(&c.single, "single", 50, "claims to make one by one through berth at the end, on an idle cluster")
 	f.IntVar(&c.deletions, "deletions", 0, "bound claims whose deletion begins together with each run")
 	f.IntVar(&c.kcmQPS, "kcm-qps", 0, "kube-controller-manager's --kube-api-qps and --kube-api-burst; 0 for its defaults, which is what most clusters have")
+	f.BoolVar(&c.waitForConsumer, "wait-for-consumer", false, "make the classes WaitForFirstConsumer, and count a claim as made when it gets its node; all claims are there before")
 	f.DurationVar(&c.timeout, "bound-timeout", 0, "how long the claims of a run may take, after the last was due, to become Bound or to be deleted; 0 for five minutes and a second per claim")
 	f.Usage = func() {
 		fmt.Fprintln(usage, "Usage of bench (environment variables in parentheses):")

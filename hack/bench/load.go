@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
 )
 
 const (
@@ -39,18 +41,19 @@ func (p pace) due(i int) time.Duration {
 	return 0
 }
 
-// bindTimes is when claims were made and Bound.
+// bindTimes is when claims were made and Bound. The claims of classes that wait
+// for a consumer count as made when they get their node.
 type bindTimes struct {
-	start     time.Time // before the first create
-	created   time.Time // after the last create
+	start     time.Time // before the first was made
+	created   time.Time // after the last was made
 	lastBound time.Time
 	latencies []time.Duration // sorted
 }
 
-// elapsed is the time from the first create to the last Bound.
+// elapsed is the time from the first made to the last Bound.
 func (t bindTimes) elapsed() time.Duration { return t.lastBound.Sub(t.start) }
 
-// bindAll creates n claims and waits until all are Bound.
+// bindAll makes n claims and waits until all are Bound.
 func (b *bench) bindAll(ctx context.Context, namespace, class string, n int, p pace) (bindTimes, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -58,18 +61,30 @@ func (b *bench) bindAll(ctx context.Context, namespace, class string, n int, p p
 	if err != nil {
 		return bindTimes{}, err
 	}
+	api := b.cluster.client.CoreV1().PersistentVolumeClaims(namespace)
+	create := func(ctx context.Context, name string) error {
+		_, err := api.Create(ctx, newClaim(name, class), metav1.CreateOptions{})
+		return err
+	}
+	do := create
+	if b.config.waitForConsumer {
+		if _, err := (pace{prefix: p.prefix}).each(ctx, n, bound, create); err != nil {
+			return bindTimes{}, fmt.Errorf("create claims: %w", err)
+		}
+		do = func(ctx context.Context, name string) error { return selectNode(ctx, api, name) }
+	}
 	times := bindTimes{start: time.Now()}
-	created, err := b.createAll(ctx, namespace, class, n, p, bound)
+	made, err := p.each(ctx, n, bound, do)
 	times.created = time.Now()
 	if err == nil {
 		err = bound.await(ctx, n)
 	}
 	if err != nil {
-		return bindTimes{}, fmt.Errorf("%d of %d claims created, %d lack being Bound: %w", len(created), n, n-bound.count(), err)
+		return bindTimes{}, fmt.Errorf("%d of %d claims made, %d lack being Bound: %w", len(made), n, n-bound.count(), err)
 	}
-	for name, at := range created {
+	for name, at := range made {
 		when := bound.at(name)
-		// The watch may be faster than the answer to the create.
+		// The watch may be faster than the answer to the request.
 		times.latencies = append(times.latencies, max(0, when.Sub(at)))
 		if when.After(times.lastBound) {
 			times.lastBound = when
@@ -79,31 +94,43 @@ func (b *bench) bindAll(ctx context.Context, namespace, class string, n int, p p
 	return times, nil
 }
 
-// createAll creates the claims and returns when each create returned.
-func (b *bench) createAll(ctx context.Context, namespace, class string, n int, p pace, bound *boundWatch) (map[string]time.Time, error) {
+// selectNode gives a claim its node, as kube-scheduler does.
+func selectNode(ctx context.Context, api corev1client.PersistentVolumeClaimInterface, name string) error {
+	claim, err := api.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	metav1.SetMetaDataAnnotation(&claim.ObjectMeta, volumehelpers.AnnSelectedNode, nodeName)
+	_, err = api.Update(ctx, claim, metav1.UpdateOptions{})
+	return err
+}
+
+// each calls do with the names of n claims at this pace, and returns when each
+// call returned.
+func (p pace) each(ctx context.Context, n int, bound *boundWatch, do func(ctx context.Context, name string) error) (map[string]time.Time, error) {
 	var (
-		mu      sync.Mutex
-		created = map[string]time.Time{}
-		errs    []error
-		all     sync.WaitGroup
-		next    = make(chan int)
+		mu   sync.Mutex
+		done = map[string]time.Time{}
+		errs []error
+		all  sync.WaitGroup
+		next = make(chan int)
 	)
-	create := func(i int) error {
+	one := func(i int) error {
 		name := fmt.Sprintf("%sclaim-%05d", p.prefix, i)
-		_, err := b.cluster.client.CoreV1().PersistentVolumeClaims(namespace).Create(ctx, newClaim(name, class), metav1.CreateOptions{})
+		err := do(ctx, name)
 		mu.Lock()
 		defer mu.Unlock()
 		if err != nil {
 			errs = append(errs, err)
 			return err
 		}
-		created[name] = time.Now()
+		done[name] = time.Now()
 		return nil
 	}
 	for range creators {
 		all.Go(func() {
 			for i := range next {
-				if create(i) != nil {
+				if one(i) != nil {
 					return
 				}
 			}
@@ -112,7 +139,7 @@ func (b *bench) createAll(ctx context.Context, namespace, class string, n int, p
 	err := p.feed(ctx, n, next, bound)
 	close(next)
 	all.Wait()
-	return created, errors.Join(append(errs, err)...)
+	return done, errors.Join(append(errs, err)...)
 }
 
 // feed hands out the numbers of the claims when they are due.

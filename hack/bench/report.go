@@ -30,6 +30,8 @@ type environmentReport struct {
 	KCMQPS     int     `json:"kcm_qps"`   // 0: kube-controller-manager's default
 	Rate       float64 `json:"rate"`      // 0: all at once
 	Deletions  int     `json:"deletions"` // at the same time
+	// WaitForConsumer says that claims count from when they get their node.
+	WaitForConsumer bool `json:"wait_for_consumer"`
 }
 
 // runResult is one run.
@@ -174,6 +176,9 @@ func (e environmentReport) text() string {
 	load := "all claims at once"
 	if e.Rate > 0 {
 		load = fmt.Sprintf("%g claims/s", e.Rate)
+	}
+	if e.WaitForConsumer {
+		load += ", counted from when a claim gets its node"
 	}
 	if e.Deletions > 0 {
 		load += fmt.Sprintf(", while %d claims are deleted", e.Deletions)

@@ -123,12 +123,15 @@ func (b *bench) prepare(ctx context.Context, p plan) error {
 			return err
 		}
 	}
-	immediate, remove := storagev1.VolumeBindingImmediate, corev1.PersistentVolumeReclaimDelete
+	mode, remove := storagev1.VolumeBindingImmediate, corev1.PersistentVolumeReclaimDelete
+	if b.config.waitForConsumer {
+		mode = storagev1.VolumeBindingWaitForFirstConsumer
+	}
 	_, err := b.cluster.client.StorageV1().StorageClasses().Create(ctx, &storagev1.StorageClass{
 		ObjectMeta:        metav1.ObjectMeta{Name: p.id},
 		Provisioner:       p.contender.provisioner,
 		ReclaimPolicy:     &remove,
-		VolumeBindingMode: &immediate,
+		VolumeBindingMode: &mode,
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return err
@@ -140,7 +143,7 @@ func (b *bench) prepare(ctx context.Context, p plan) error {
 		ObjectMeta:        metav1.ObjectMeta{Name: p.filledClass()},
 		Provisioner:       b.fleet[runBerth].provisioner,
 		ReclaimPolicy:     &remove,
-		VolumeBindingMode: &immediate,
+		VolumeBindingMode: &mode,
 	}, metav1.CreateOptions{})
 	return err
 }

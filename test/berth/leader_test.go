@@ -17,10 +17,7 @@ import (
 func TestKilledLeaderIsReplaced(t *testing.T) {
 	s := newSite(t)
 	s.class(s.name)
-	elected := []string{
-		"--leader-elect=true", "--leader-elect-namespace=" + s.name,
-		"--leader-elect-lease-duration=10s", "--leader-elect-renew-deadline=8s", "--leader-elect-retry-period=500ms",
-	}
+	elected := []string{"--leader-elect=true", "--leader-elect-namespace=" + s.name}
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: s.name, Name: "berth.storage"}}
 	holder := func() string {
 		if !s.get(lease) {
@@ -35,9 +32,15 @@ func TestKilledLeaderIsReplaced(t *testing.T) {
 	s.expectBound(s.claim("before"))
 	s.Consistently(holder, time.Second).Should(gomega.Equal(leader), "the second waits its turn")
 
-	first.kill()
+	first.kill() // for good, as when its node is lost
+	killed := time.Now()
 	after := s.claim("after")
 	s.expectBound(after)
+	took := time.Since(killed)
+	t.Logf("from the leader's kill -9 to a new claim's bind by the other replica: %.1f s", took.Seconds())
+	// A replica looks at the Lease every 1 to 2.2 s, and counts from when it saw
+	// the last renewal.
+	s.Expect(took).To(gomega.BeNumerically("<", 25*time.Second), "the Lease lasts 15 s")
 	s.Expect(holder()).NotTo(gomega.Equal(leader))
 	s.Expect(s.inventory()).To(gomega.Equal(inventory{volumes: 2, directories: 2, markers: 2}))
 	s.delete(after)
