@@ -383,7 +383,8 @@ func TestVolumeNameTakenByAStranger(t *testing.T) {
 	entered, release := driver.HoldProvision()
 	claim := s.claim("data")
 	name := <-entered
-	stranger := s.staticVolume(name)
+	// Of another class: else kube-controller-manager may bind the claim to it.
+	stranger := s.staticVolume(name, func(v *corev1.PersistentVolume) { v.Spec.StorageClassName = "another" })
 	before := stranger.UID
 	release()
 	s.expectEvent(claim, "Warning ProvisioningFailed", `a PersistentVolume "`+name+`" exists and belongs to another claim; delete or rename it`)

@@ -287,7 +287,7 @@ func sized(size string) corev1.ResourceList {
 
 // staticVolume creates an Available volume that fits the scope's claims, and
 // waits until it is.
-func (s *scope) staticVolume(name string) *corev1.PersistentVolume {
+func (s *scope) staticVolume(name string, changes ...func(*corev1.PersistentVolume)) *corev1.PersistentVolume {
 	s.t.Helper()
 	volume := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -298,6 +298,9 @@ func (s *scope) staticVolume(name string) *corev1.PersistentVolume {
 			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
 			PersistentVolumeSource:        corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/nowhere"}},
 		},
+	}
+	for _, change := range changes {
+		change(volume)
 	}
 	s.create(volume)
 	return volume
