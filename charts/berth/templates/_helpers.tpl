@@ -151,3 +151,31 @@ one more directory of the same pool. berth.poolVolume (list $pools $index).
 {{- end -}}
 pool-{{ $name }}{{ if gt (int $nth) 1 }}-{{ $nth }}{{ end }}
 {{- end -}}
+
+{{/*
+Where "helm test" has a volume of a class, as JSON: {nodeSelector, tolerations}. By
+default on the nodes of the agents that have its pool, as far as those are of one
+DaemonSet. That agents tolerate all taints says nothing: a pod that does may be put
+on a dead node. berth.testNodes (list $ $class).
+*/}}
+{{- define "berth.testNodes" -}}
+{{- $root := index . 0 -}}{{- $class := index . 1 -}}
+{{- $found := list -}}
+{{- if eq ($class.driver | default "") "hostpath" -}}
+{{- $wanted := $class.parameters.pool | default "default" -}}
+{{- range $group := include "berth.agentGroups" $root | fromJsonArray -}}
+{{- $has := false -}}
+{{- range $group.pools -}}{{- if eq .name $wanted -}}{{- $has = true -}}{{- end -}}{{- end -}}
+{{- if $has -}}{{- $found = append $found $group -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $selector := dict -}}{{- $tolerations := list -}}
+{{- if eq (len $found) 1 -}}
+{{- $group := first $found -}}
+{{- $selector = ternary $group.nodeSelector $root.Values.agent.nodeSelector (not (empty $group.name)) -}}
+{{- range $group.tolerations | default $root.Values.agent.tolerations -}}
+{{- if .key -}}{{- $tolerations = append $tolerations . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (dict "nodeSelector" ($root.Values.tests.nodeSelector | default $selector) "tolerations" ($root.Values.tests.tolerations | default $tolerations)) -}}
+{{- end -}}
