@@ -1,10 +1,16 @@
 package chart
 
 import (
+	"context"
+	"maps"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/onsi/gomega"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -84,6 +90,14 @@ func TestAdmissionPolicy(t *testing.T) {
 		"empty server":        {class(nfsDriver, "server", "", "share", "/e"), longest + `server: "": write a host name or an IP address`},
 		"server with a port":  {class(nfsDriver, "server", "nas:2049", "share", "/e"), longest + `server: "nas:2049": write a host name or an IP address, such as nas.example.com or 10.0.0.5, IPv6 without brackets, and a port as the parameter port`},
 		"server in brackets":  {class(nfsDriver, "server", "[fd00::1]", "share", "/e"), longest + `server: "[fd00::1]": write a host name`},
+		"IPv6, short":         {class(nfsDriver, "server", "1:2:3:4:5:6:7", "share", "/e"), longest + `server: "1:2:3:4:5:6:7": write a host name`},
+		"IPv6, long":          {class(nfsDriver, "server", "1:2:3:4:5:6:7:8:9", "share", "/e"), longest + `server: "1:2:3:4:5:6:7:8:9": write a host name`},
+		"IPv6, nothing to ::": {class(nfsDriver, "server", "1::2:3:4:5:6:7:8", "share", "/e"), longest + `server: "1::2:3:4:5:6:7:8": write a host name`},
+		"IPv6, two gaps":      {class(nfsDriver, "server", "1::2::3", "share", "/e"), longest + `server: "1::2::3": write a host name`},
+		"IPv6, a wide gap":    {class(nfsDriver, "server", "1:::2", "share", "/e"), longest + `server: "1:::2": write a host name`},
+		"IPv6, digits":        {class(nfsDriver, "server", "fd00::12345", "share", "/e"), longest + `server: "fd00::12345": write a host name`},
+		"IPv6, open end":      {class(nfsDriver, "server", "fd00::1:", "share", "/e"), longest + `server: "fd00::1:": write a host name`},
+		"IPv6 with a zone":    {class(nfsDriver, "server", "fe80::1%eth0", "share", "/e"), longest + `server: "fe80::1%eth0": write a host name`},
 		"relative share":      {class(nfsDriver, "server", "nas", "share", "e"), longest + `share: "e": write an absolute path, such as /export`},
 		"share with parents":  {class(nfsDriver, "server", "nas", "share", "/a/../b"), longest + `share: "/a/../b": write it without "..", ".", double slashes and a slash at the end`},
 		"share with a slash":  {class(nfsDriver, "server", "nas", "share", "/a/"), longest + `share: "/a/": write it without`},
@@ -112,6 +126,9 @@ func TestAdmissionPolicy(t *testing.T) {
 		"everything of nfs":    with(onServer("nfsVersion", "4.1", "port", "20490", "mountPort", "20048", "pathPattern", "a/${pv.name}"), "hard", "nfsvers=4.1"),
 		"IPv4":                 class(nfsDriver, "server", "10.0.0.5", "share", "/"),
 		"IPv6":                 class(nfsDriver, "server", "fd00::1", "share", "/a/.b/c..d"),
+		"IPv6, full":           class(nfsDriver, "server", "FD00:1:2:3:4:5:6:7", "share", "/"),
+		"IPv6, from its gap":   class(nfsDriver, "server", "::2:3:4:5:6:7:8", "share", "/"),
+		"IPv6, up to its gap":  class(nfsDriver, "server", "2001:db8::", "share", "/"),
 		"another provisioner":  class("rancher.io/local-path", "nodePath", "/opt", "pathPattern", "/../x"),
 		"a trailing dot":       class(nfsDriver, "server", "nas.example.com.", "share", "/e"),
 		"leading zeros of uid": class(hostpathDriver, "uid", "0000000000000000007"),
@@ -121,6 +138,76 @@ func TestAdmissionPolicy(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestAdmissionPolicyOfChanges: mount options of a class can be changed, so they
+// are looked at again then; all else is left to a class that was there before.
+func TestAdmissionPolicyOfChanges(t *testing.T) {
+	c := withPolicy(t)
+	plain := class(hostpathDriver, "volumeType", "hostPath")
+	plain.Name = "changes"
+	if err := c.Create(t.Context(), plain); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Delete(context.Background(), plain); err != nil {
+			t.Error(err)
+		}
+	})
+	err := c.Update(t.Context(), with(plain.DeepCopy(), "noatime"), client.DryRunAll)
+	if want := `StorageClass field mountOptions: "noatime": kubelet does not support`; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v\nwant %s", err, want)
+	}
+	labelled := plain.DeepCopy()
+	labelled.Labels = map[string]string{"a": "b"}
+	if err := c.Update(t.Context(), labelled, client.DryRunAll); err != nil {
+		t.Error(err)
+	}
+}
+
+// functionsOf129 are those that the policy calls, all of Kubernetes 1.29. An API
+// server compiles new policies with what the minor version before its own knows,
+// and the chart is for 1.30 and later.
+var functionsOf129 = []string{
+	"contains", "endsWith", "filter", "findAll", "has", "int", "join", "map", "matches", "min", "size", "startsWith",
+}
+
+var (
+	celString = regexp.MustCompile(`r?'(\\.|[^'\\])*'|r?"(\\.|[^"\\])*"`)
+	celCall   = regexp.MustCompile(`([A-Za-z_]\w*)\(`)
+)
+
+// TestPolicyKeepsToOldFunctions, since the API server of the other tests knows
+// newer ones too.
+func TestPolicyKeepsToOldFunctions(t *testing.T) {
+	if !strings.Contains(read(t, "Chart.yaml"), `kubeVersion: ">=1.30.0-0"`) {
+		t.Fatal("the chart is for other versions now, so functionsOf129 has to be")
+	}
+	called := map[string]bool{}
+	for _, o := range objects(t, read(t, "files", "policies.yaml")) {
+		if o.GetKind() != "ValidatingAdmissionPolicy" {
+			continue
+		}
+		policy := decode[admissionv1.ValidatingAdmissionPolicy](t, o)
+		var expressions []string
+		for _, c := range policy.Spec.MatchConditions {
+			expressions = append(expressions, c.Expression)
+		}
+		for _, v := range policy.Spec.Variables {
+			expressions = append(expressions, v.Expression)
+		}
+		for _, v := range policy.Spec.Validations {
+			expressions = append(expressions, v.Expression, v.MessageExpression)
+		}
+		for _, e := range expressions {
+			for _, call := range celCall.FindAllStringSubmatch(celString.ReplaceAllString(e, "''"), -1) {
+				called[call[1]] = true
+			}
+		}
+	}
+	if diff := cmp.Diff(functionsOf129, slices.Sorted(maps.Keys(called))); diff != "" {
+		t.Errorf("functions known (-) and called (+):\n%s", diff)
 	}
 }
 

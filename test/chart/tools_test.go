@@ -55,6 +55,16 @@ func chart(t *testing.T) string {
 	return repository(t, "charts", "berth")
 }
 
+// read returns the text of a file of the chart.
+func read(t *testing.T, path ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(append([]string{chart(t)}, path...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // helm runs helm without a cluster.
 func helm(t *testing.T, args ...string) (string, error) {
 	t.Helper()
