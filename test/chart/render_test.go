@@ -51,7 +51,7 @@ func TestMistakesInValuesAreExplained(t *testing.T) {
 		set  string
 		want string
 	}{
-		"unknown key":                    {`nodePathMap=[]`, "additional properties 'nodePathMap' not allowed"},
+		"unknown key":                    {`nodePaths=[]`, "additional properties 'nodePaths' not allowed"},
 		"unknown key of a part":          {`image.tga="1"`, "additional properties 'tga' not allowed"},
 		"unknown key of a class":         {`storageClasses=[{"name":"a","driver":"hostpath","onDelete":"archive"}]`, "additional properties 'onDelete' not allowed"},
 		"unknown parameter":              {`storageClasses=[{"name":"a","driver":"hostpath","parameters":{"path":"/etc"}}]`, "additional properties 'path' not allowed"},
@@ -70,6 +70,17 @@ func TestMistakesInValuesAreExplained(t *testing.T) {
 		"cert-manager without issuer":    {`tls.source="certManager"`, "tls.certManager.issuerRef has to name an Issuer"},
 		"certificates without Secrets":   {`tls.source="secrets"`, "has to name a Secret with tls.crt, tls.key and ca.crt"},
 		"unknown source of certificates": {`tls.source="vault"`, "value must be one of"},
+		"default that is no class":       {`defaultStorageClass="berth"`, "defaultStorageClass is berth, and no such class is made: name one of these classes: berth-hostpath"},
+		"default that is left out":       {`defaultStorageClass="berth-nfs"`, "give nfs.server and nfs.path, without which that class is left out"},
+		"export without server":          {`nfs.path="/export"`, "nfs.path or nfs.mountOptions is given without nfs.server: say which server"},
+		"mount options without server":   {`nfs.mountOptions=["hard"]`, "nfs.path or nfs.mountOptions is given without nfs.server: say which server"},
+		"server without class":           {`nfs.server="nas",storageClasses=[{"name":"a","driver":"nfs","parameters":{"server":"b","share":"/"}}]`, "nfs.server is given, and no class uses it: add {name: berth-nfs, driver: nfs} to storageClasses"},
+		"monitors of nothing":            {`metrics.enabled=false,metrics.monitors.enabled=true`, "metrics.monitors.enabled is true and metrics.enabled is false"},
+		"certificate for nothing":        {`metrics.enabled=false,metrics.certificateSecret="a"`, "metrics.certificateSecret is given and metrics.enabled is false"},
+		"name of no certificate":         {`metrics.serverName="a.example"`, "metrics.serverName is given without metrics.certificateSecret"},
+		"token for no monitor":           {`metrics.monitors.tokenSecret="a"`, "metrics.monitors.tokenSecret is given and metrics.monitors.enabled is false"},
+		"no schema before the Lease's":   {`flowSchema.matchingPrecedence=1`, "minimum"},
+		"a user by name":                 {`tests.runAsUser="root"`, "got string, want integer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := template(t, "--set-json", c.set)
@@ -115,7 +126,9 @@ func TestSchemaKnowsEveryValue(t *testing.T) {
 			allowed[path+"."+name] = true
 		}
 	}
-	allowed["storageClasses[].allowedTopologies[]"], allowed["networkPolicy.metricsFrom[]"] = true, true
+	for _, path := range []string{"storageClasses[].allowedTopologies[]", "networkPolicy.metricsFrom[]", "tests.tolerations[]"} {
+		allowed[path] = true
+	}
 	for _, path := range open {
 		if !allowed[path] {
 			t.Errorf("%s takes any key", path)
@@ -147,9 +160,9 @@ func TestClassesAreThoseOfTheValues(t *testing.T) {
 		want []string
 	}{
 		"default":                  {nil, []string{"berth-hostpath hostpath.berth.storage WaitForFirstConsumer map[] []"}},
-		"with a server":            {[]string{"--set", "nfs.server=nas,nfs.path=/e"}, []string{"berth-hostpath hostpath.berth.storage WaitForFirstConsumer map[] []", "berth-nfs nfs.berth.storage Immediate map[server:nas share:/e] []"}},
-		"one of them the default":  {[]string{"--set", "nfs.server=nas,nfs.path=/e,nfs.mountOptions={hard},defaultStorageClass=berth-nfs"}, []string{"berth-hostpath hostpath.berth.storage WaitForFirstConsumer map[] []", "berth-nfs nfs.berth.storage Immediate map[server:nas share:/e] [hard] default"}},
-		"no agents":                {[]string{"--values", "testdata/nfs-only.yaml"}, []string{"berth-nfs nfs.berth.storage Immediate map[server:nas.example.com share:/export/k8s] [] default"}},
+		"with a server":            {[]string{"--set", "nfs.server=nas,nfs.path=/e"}, []string{"berth-hostpath hostpath.berth.storage WaitForFirstConsumer map[] []", "berth-nfs nfs.berth.storage Immediate map[mode:0777 server:nas share:/e] []"}},
+		"one of them the default":  {[]string{"--set", "nfs.server=nas,nfs.path=/e,nfs.mountOptions={hard},defaultStorageClass=berth-nfs"}, []string{"berth-hostpath hostpath.berth.storage WaitForFirstConsumer map[] []", "berth-nfs nfs.berth.storage Immediate map[mode:0777 server:nas share:/e] [hard] default"}},
+		"no agents":                {[]string{"--values", "testdata/nfs-only.yaml"}, []string{"berth-nfs nfs.berth.storage Immediate map[mode:0777 server:nas.example.com share:/export/k8s] [] default"}},
 		"none":                     {[]string{"--set-json", "storageClasses=[]"}, nil},
 		"numbers as people write":  {[]string{"--set-json", `storageClasses=[{"name":"a","driver":"hostpath","parameters":{"uid":4294967294,"gid":"007"}}]`}, []string{"a hostpath.berth.storage Immediate map[gid:007 uid:4294967294] []"}},
 		"two servers, one install": {[]string{"--set-json", `storageClasses=[{"name":"a","driver":"nfs","parameters":{"server":"a","share":"/"}},{"name":"b","driver":"nfs","parameters":{"server":"b","share":"/"}}]`}, []string{"a nfs.berth.storage Immediate map[server:a share:/] []", "b nfs.berth.storage Immediate map[server:b share:/] []"}},

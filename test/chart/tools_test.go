@@ -79,6 +79,16 @@ func helm(t *testing.T, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
+// helmOnServer runs helm with the API server of these tests.
+func helmOnServer(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := apiServer(t).WriteKubeconfig(kubeconfig, "admin", "system:masters"); err != nil {
+		t.Fatal(err)
+	}
+	return helm(t, append(args, "--kubeconfig", kubeconfig)...)
+}
+
 // template renders the chart with further arguments.
 func template(t *testing.T, args ...string) (string, error) {
 	t.Helper()
