@@ -142,27 +142,33 @@ func TestAdmissionPolicy(t *testing.T) {
 }
 
 // TestAdmissionPolicyOfChanges: mount options of a class can be changed, so they
-// are looked at again then; all else is left to a class that was there before.
+// are looked at again then. Else a class that is older than the policy may stay as
+// it is.
 func TestAdmissionPolicyOfChanges(t *testing.T) {
-	c := withPolicy(t)
-	plain := class(hostpathDriver, "volumeType", "hostPath")
-	plain.Name = "changes"
-	if err := c.Create(t.Context(), plain); err != nil {
+	c := newClient(t)
+	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metaNamed("berth-storage-classes")}
+	if err := client.IgnoreNotFound(c.Delete(t.Context(), binding)); err != nil {
 		t.Fatal(err)
 	}
+	old := with(class(hostpathDriver, "volumeType", "hostPath"), "noatime")
+	old.Name = "older-than-the-policy"
+	gomega.NewWithT(t).Eventually(func() error { return c.Create(t.Context(), old) }).Should(gomega.Succeed())
 	t.Cleanup(func() {
-		if err := c.Delete(context.Background(), plain); err != nil {
+		if err := c.Delete(context.Background(), old); err != nil {
 			t.Error(err)
 		}
 	})
-	err := c.Update(t.Context(), with(plain.DeepCopy(), "noatime"), client.DryRunAll)
-	if want := `StorageClass field mountOptions: "noatime": kubelet does not support`; err == nil || !strings.Contains(err.Error(), want) {
+	withPolicy(t)
+	err := c.Update(t.Context(), with(old.DeepCopy(), "nodiratime"), client.DryRunAll)
+	if want := `StorageClass field mountOptions: "nodiratime": kubelet does not support`; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v\nwant %s", err, want)
 	}
-	labelled := plain.DeepCopy()
+	labelled := old.DeepCopy()
 	labelled.Labels = map[string]string{"a": "b"}
-	if err := c.Update(t.Context(), labelled, client.DryRunAll); err != nil {
-		t.Error(err)
+	for name, changed := range map[string]*storagev1.StorageClass{"labels": labelled, "no options": with(old.DeepCopy())} {
+		if err := c.Update(t.Context(), changed, client.DryRunAll); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
