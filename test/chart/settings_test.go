@@ -2,6 +2,7 @@ package chart
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,8 +60,8 @@ func TestTestsGoWhereTheAgentsAre(t *testing.T) {
 		set  string
 		want map[string]string // by class: node selector, and keys of tolerations
 	}{
-		"as agents": {groups, map[string]string{"slow": "hdd []", "fast": "nvme [disks]", "nfs": " []"}},
-		"by value":  {groups + `,tests={"nodeSelector":{"disks":"any"},"tolerations":[` + named + `]}`, map[string]string{"slow": "any [disks]", "fast": "any [disks]", "nfs": "any [disks]"}},
+		"as agents": {groups, map[string]string{"slow": "hdd []", "fast": `nvme ["disks"]`, "nfs": " []"}},
+		"by value":  {groups + `,tests={"nodeSelector":{"disks":"any"},"tolerations":[` + named + `]}`, map[string]string{"slow": `any ["disks"]`, "fast": `any ["disks"]`, "nfs": `any ["disks"]`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := map[string]string{}
@@ -71,7 +72,7 @@ func TestTestsGoWhereTheAgentsAre(t *testing.T) {
 					for _, toleration := range spec.Tolerations {
 						keys = append(keys, toleration.Key)
 					}
-					got[strings.TrimPrefix(o.GetName(), "berth-test-")] = spec.NodeSelector["disks"] + " [" + strings.Join(keys, " ") + "]"
+					got[strings.TrimPrefix(o.GetName(), "berth-test-")] = fmt.Sprintf("%s %q", spec.NodeSelector["disks"], keys)
 				}
 			}
 			if diff := cmp.Diff(c.want, got); diff != "" {
