@@ -233,7 +233,9 @@ func (o *controllerOptions) managerOptions(drivers *provisioner.Registry) (manag
 	}, nil
 }
 
-// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=berth-system,resources=leases,verbs=get;create;update
+// A Lease that is to be created has no name yet for a rule to look at.
+// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=berth-system,resources=leases,verbs=create
+// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=berth-system,resources=leases,resourceNames=berth.storage,verbs=get;update
 
 func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Manager, drivers *provisioner.Registry) error {
 	if err := controllers.SetupIndexes(ctx, mgr.GetFieldIndexer()); err != nil {

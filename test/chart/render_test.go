@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -213,6 +214,31 @@ func TestRightsShrinkWithTheFeatures(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestOnlyNamedSecretsAndLeases: what else is in the namespace, kube-scheduler's
+// Lease for instance when that is kube-system, is not Berth's to read or change.
+func TestOnlyNamedSecretsAndLeases(t *testing.T) {
+	seen := map[string]bool{}
+	for _, o := range render(t, "--namespace", "kube-system") {
+		if o.GetKind() != "Role" && o.GetKind() != "ClusterRole" {
+			continue
+		}
+		for _, rule := range decode[rbacv1.ClusterRole](t, o).Rules {
+			for _, resource := range rule.Resources {
+				if resource != "secrets" && resource != "leases" || slices.Equal(rule.Verbs, []string{"create"}) {
+					continue
+				}
+				seen[resource] = true
+				if len(rule.ResourceNames) == 0 {
+					t.Errorf("%s grants %v on all %s", id(o), rule.Verbs, resource)
+				}
+			}
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("there are rules for %v only", seen)
 	}
 }
 

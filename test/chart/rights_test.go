@@ -89,7 +89,7 @@ func everyAttempt(t *testing.T) []attempt {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := []string{"x", "berth-ca", "berth-agent-tls", "hostpath.berth.storage", "nfs.berth.storage", "kube-system"}
+	names := []string{"x", "berth-ca", "berth-agent-tls", "hostpath.berth.storage", "nfs.berth.storage", "kube-system", "berth.storage"}
 	var all []attempt
 	for _, list := range lists {
 		gv, err := schema.ParseGroupVersion(list.GroupVersion)
