@@ -16,14 +16,20 @@ var scripts = map[string]script{
 	"local-path": {page: "docs/migration.md", anchors: []string{"once-make-its-directory-a-pool", "per-volume", "which-volumes-are-left"}},
 	"back":       {page: "docs/migration.md", anchors: []string{"going-back"}},
 	"default":    {page: "docs/migration.md", anchors: []string{"what-happens-to-existing-volumes"}},
+	"kustomize":  {page: "docs/install.md", anchors: []string{"with-kustomize", "what-to-know-before"}},
+	"uninstall":  {page: "docs/operations.md", anchors: []string{"uninstalling"}},
 	"nfs":        {page: "docs/migration.md", anchors: []string{"once-make-the-share-berths-too", "per-volume-1"}},
 }
 
 // complete are the pages all of whose commands are run.
-var complete = []string{"README.md", "docs/migration.md"}
+var complete = []string{"README.md", "docs/install.md", "docs/migration.md"}
 
 // unrun are exceptions to that, by page and anchor, with the reason.
-var unrun = map[string]string{}
+var unrun = map[string]string{
+	"docs/install.md#the-image":   "there is no registry here; test/cluster makes the same image and loads it on nodes",
+	"docs/install.md#with-helm":   "test/install does that on nodes, as pods are needed for helm test",
+	"docs/install.md#removing-it": "test/install does that on nodes, by Helm and by kustomize",
+}
 
 type script struct {
 	page    string
@@ -186,4 +192,40 @@ func TestDefaultClassIsSwitched(t *testing.T) {
 			t.Errorf("no %q in %s", want, out)
 		}
 	}
+}
+
+// TestKustomizeInstalls does what docs/install.md says for kustomize, as far as an
+// API server without nodes can tell.
+func TestKustomizeInstalls(t *testing.T) {
+	s := newStage(t)
+	s.addScript("kustomize")
+	s.add("kubectl -n berth-system get -o name deployment/berth-controller daemonset/berth-agent storageclass/berth-hostpath")
+	s.add(`kubectl get namespace berth-system -o jsonpath='{.metadata.labels.pod-security\.kubernetes\.io/enforce}'`)
+	if out := s.run(); !strings.HasSuffix(out, "privileged") {
+		t.Errorf("the namespace is not labelled:\n%s", out)
+	}
+}
+
+// TestVolumesOfNobodyGo: where Berth was removed, docs/operations.md has a way to
+// end a PersistentVolume that waits for it.
+func TestVolumesOfNobodyGo(t *testing.T) {
+	s := newStage(t)
+	s.replace("pv NAME", "pv left")
+	s.add(`kubectl apply -f - <<'EOF'
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: left, finalizers: [external-provisioner.volume.kubernetes.io/finalizer]}
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 1Gi}
+  persistentVolumeReclaimPolicy: Retain
+  hostPath: {path: /srv/berth/left}
+EOF
+kubectl wait --for=jsonpath='{.status.phase}'=Available --timeout=60s pv/left
+kubectl delete pv left --wait=false
+kubectl get pv left -o name`)
+	s.addScript("uninstall")
+	s.add("kubectl wait --for=delete --timeout=60s pv/left")
+	s.run()
+	s.expectGone("pv/left")
 }
