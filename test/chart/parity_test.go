@@ -29,6 +29,11 @@ func TestChartAndKustomizeAgree(t *testing.T) {
 			t.Errorf("the chart lacks %s", name)
 			continue
 		}
+		for from, o := range map[string]*unstructured.Unstructured{"config/default": want, "the chart": got} {
+			if label := o.GetLabels()["app.kubernetes.io/name"]; label != "berth" {
+				t.Errorf("%s of %s can't be found by its label app.kubernetes.io/name: %q", name, from, label)
+			}
+		}
 		normalize(want)
 		normalize(got)
 		if diff := cmp.Diff(want.Object, got.Object); diff != "" {
