@@ -153,6 +153,16 @@ release: $(CYCLONEDX) $(HELM) ## Build all files of the release TAG=v1.2.3 into 
 	hack/package-chart.sh $(HELM) $(TAG) dist
 	cd dist && sha256sum -- * >SHA256SUMS
 
+.PHONY: check-release
+check-release: $(CYCLONEDX) $(HELM) ## Make binary, bill of materials and chart of a release for this machine's architecture; fail when two packings of the chart differ.
+	rm -rf dist/again dist/berth-linux-*
+	go run ./hack/image -binaries berth
+	$(MAKE) sbom
+	test -s dist/berth-linux-$$(go env GOARCH).cdx.json
+	mkdir dist/again
+	for folder in dist dist/again; do hack/package-chart.sh $(HELM) v0.0.0-check $$folder; done
+	cmp dist/berth-0.0.0-check.tgz dist/again/berth-0.0.0-check.tgz
+
 ##@ Development control plane
 
 .PHONY: cluster-assets
