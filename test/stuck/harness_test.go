@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -43,6 +44,8 @@ type site struct {
 	dir        string
 	kubeconfig string // berth's
 	admin      string // kubectl's
+	// placed are the claims, as namespace/name, that were made with a node.
+	placed map[string]bool
 }
 
 // installed makes what an installation brings, once.
@@ -57,7 +60,7 @@ func newSite(t *testing.T) *site {
 	dir := t.TempDir()
 	s := &site{
 		WithT: gomega.NewWithT(t), t: t, client: c, dir: dir,
-		kubeconfig: filepath.Join(dir, "kubeconfig"), admin: filepath.Join(dir, "admin"),
+		kubeconfig: filepath.Join(dir, "kubeconfig"), admin: filepath.Join(dir, "admin"), placed: map[string]bool{},
 	}
 	s.ok(plane.WriteKubeconfig(s.kubeconfig, berthUser))
 	s.ok(plane.WriteKubeconfig(s.admin, "admin", "system:masters"))
@@ -336,6 +339,9 @@ func (n *tenant) claim(changes ...func(*corev1.PersistentVolumeClaim)) *corev1.P
 		change(claim)
 	}
 	n.create(claim)
+	if claim.Annotations[volumehelpers.AnnSelectedNode] != "" {
+		n.placed[claim.Namespace+"/"+claim.Name] = true
+	}
 	return claim
 }
 

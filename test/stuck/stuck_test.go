@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/ptr"
 
 	"github.com/berth-storage/berth/provisioner/nfs"
@@ -133,6 +134,8 @@ var scenarios = []scenario{
 		i.Eventually(func() string { return i.kubectl("describe", "pvc", "first", "--namespace="+n.name) }).
 			Should(gomega.ContainSubstring("connection refused"))
 		n.claim(onNode("node-2"))
+		i.ok(i.client.Delete(i.t.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: warmUp, Name: "node-2"}}))
+		i.expectLogged("The volume's storage is unavailable")
 	}},
 	{"The node of the volume is gone", func(i *installation, n *tenant) {
 		n.class()
@@ -149,7 +152,7 @@ var scenarios = []scenario{
 
 // onNode makes the claim one whose pod was given a node, as kube-scheduler does.
 func onNode(node string) func(*corev1.PersistentVolumeClaim) {
-	return func(c *corev1.PersistentVolumeClaim) { c.Annotations["volume.kubernetes.io/selected-node"] = node }
+	return func(c *corev1.PersistentVolumeClaim) { c.Annotations[volumehelpers.AnnSelectedNode] = node }
 }
 
 // nfs starts a server whose export is a directory that belongs to root.
@@ -179,6 +182,7 @@ func TestStuckClaims(t *testing.T) {
 	i.controller = i.launch(i.controllerArgs("--lost-node-grace=2s")...)
 	i.one, i.two = i.newAgent("node-1", "default", "ssd"), i.newAgent("node-2", "default")
 	i.awaitCapacity()
+	i.makeOutcomes(i.tenant("outcomes"))
 	for number, s := range scenarios {
 		t.Run(s.heading, func(t *testing.T) {
 			here := &installation{site: i.in(t), one: i.one, two: i.two, controller: i.controller}
@@ -200,7 +204,7 @@ func TestStuckClaims(t *testing.T) {
 			}
 		})
 	}
-	checkLog(t, i.controller.said())
+	checkLog(t, i.controller.said(), i.placed)
 	for heading := range documented {
 		if !slices.ContainsFunc(scenarios, func(s scenario) bool { return s.heading == heading }) {
 			t.Errorf("%s shows %q, which no test makes", page, heading)
@@ -215,10 +219,14 @@ func (s *site) in(t *testing.T) *site {
 	return &here
 }
 
+// warmUp is a namespace with a bound claim for each node that has an agent, which
+// is called like the node.
+const warmUp = "warm-up"
+
 // awaitCapacity waits until kube-scheduler can know how much room both nodes have.
 func (i *installation) awaitCapacity() {
 	i.t.Helper()
-	n := i.tenant("warm-up")
+	n := i.tenant(warmUp)
 	n.class()
 	for _, node := range []string{"node-1", "node-2"} {
 		n.expectBound(n.claim(called(node), onNode(node)))
