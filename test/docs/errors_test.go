@@ -46,9 +46,11 @@ var mistakes = map[string]func(*mistake){
 		m.provisionOther("shared")
 	},
 	"directory exists": func(m *mistake) {
+		m.provisionOther("first") // a directory that is empty becomes a pool
 		m.ok(os.Mkdir(filepath.Join(m.pool, "old-data"), 0o750))
 	},
 	"a link in the way": func(m *mistake) {
+		m.provisionOther("first")
 		m.ok(os.Symlink(m.t.TempDir(), filepath.Join(m.pool, "link")))
 	},
 	"mountOptions with hostPath": func(m *mistake) { m.StorageClass.Parameters["volumeType"] = "hostPath" },
