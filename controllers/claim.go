@@ -331,7 +331,10 @@ func (r *ClaimReconciler) provisioningFailed(ctx context.Context, claim *corev1.
 		logger.Info("The claim can't be provisioned until it or its class changes")
 		return reconcile.Result{RequeueAfter: r.infeasible.Add(client.ObjectKeyFromObject(claim), request)}, nil
 	case state == libcontroller.ProvisioningReschedule && selectedNode(claim) != "":
-		if err := r.reschedule(ctx, claim); err != nil {
+		switch err := r.reschedule(ctx, claim); {
+		case apierrors.IsConflict(err):
+			return reconcile.Result{RequeueAfter: minRetry}, nil // somebody wrote meanwhile: look again
+		case err != nil:
 			return reconcile.Result{}, err
 		}
 		logger.Info("Gave the claim back to the scheduler")
