@@ -39,8 +39,9 @@ type Options struct {
 	// new pool then: the disk it should be is not mounted. It is asked only then.
 	// When nil, nobody is asked.
 	InUse func(ctx context.Context, node, pool, directory string) (bool, error)
-	// UnreachableAfter is how long a node may not answer before a claim whose pod
-	// was scheduled to it goes back to the scheduler; 0 for
+	// UnreachableAfter is how long a node, or the disks of a pool there, may not
+	// answer before a claim whose pod was scheduled to it goes back to the
+	// scheduler; 0 for
 	// DefaultUnreachableAfter.
 	UnreachableAfter time.Duration
 	// Clock measures that; nil for the real one.
@@ -82,7 +83,7 @@ func New(o Options) (*Driver, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	d := &Driver{options: o, silence: newSilence(o.Clock)}
+	d := &Driver{options: o, silence: newSilence(o.Clock, o.UnreachableAfter)}
 	if local, ok := o.Nodes.(*Local); ok {
 		d.only = local.server.NodeName()
 	}

@@ -23,3 +23,7 @@ type Nodes interface {
 
 // ErrNoServer says that a node has no server: no berth agent runs there.
 var ErrNoServer = errors.New("no berth agent runs there")
+
+// ErrNotAsked says that a call was not made, which tells nothing about the node:
+// there was no room for it, or it is just being looked whether the node answers.
+var ErrNotAsked = errors.New("not asked yet")

@@ -67,26 +67,28 @@ func (d *Driver) Provision(ctx context.Context, opts controller.ProvisionOptions
 }
 
 // provisionOnSelected makes the volume where the pod was scheduled to. When it
-// can't be had there, or the node does not answer for too long, the claim goes back
-// to the scheduler.
+// can't be had there, or the node or the pool's disks do not answer for too long,
+// the claim goes back to the scheduler.
 func (d *Driver) provisionOnSelected(ctx context.Context, a attempt) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	node := a.SelectedNodeName
 	volume, err := d.provisionOn(ctx, node, a)
 	if err == nil {
 		return volume, controller.ProvisioningFinished, nil
 	}
-	var (
-		other       elsewhere
-		unavailable *provisioner.UnavailableError
-	)
-	switch silent := d.silence.of(node); {
+	var other elsewhere
+	_, unavailable := provisioner.RetryAfter(err)
+	what, silent := "node "+node, d.silence.of(spot{node: node})
+	if silent < d.options.UnreachableAfter {
+		what, silent = fmt.Sprintf("pool %s on node %s", a.params.pool, node), d.silence.of(spot{node, a.params.pool})
+	}
+	switch {
 	case errors.As(err, &other):
 		return nil, controller.ProvisioningReschedule, err
 	case errors.Is(err, ErrNoServer):
 		return nil, controller.ProvisioningReschedule, fmt.Errorf("pod was scheduled to a node without pools: %w", err)
-	case silent >= d.options.UnreachableAfter && (errors.As(err, &unavailable) || errors.Is(err, context.DeadlineExceeded)):
+	case silent >= d.options.UnreachableAfter && unavailable:
 		return nil, controller.ProvisioningReschedule,
-			fmt.Errorf("node %s, which the pod was scheduled to, has not answered for %s; the scheduler has to choose anew: %w", node, silent.Round(time.Second), err)
+			fmt.Errorf("%s, which the pod was scheduled to, has not answered for %s; the scheduler has to choose anew: %w", what, silent.Round(time.Second), err)
 	}
 	return nil, stateOf(err), err
 }
@@ -177,7 +179,7 @@ func (d *Driver) otherNodeMayDo(err error, node string, a attempt) error {
 func (d *Driver) create(ctx context.Context, node string, params parameters, req *csi.CreateVolumeRequest) (*csi.Volume, error) {
 	for range maxNewDirectories {
 		var made *csi.Volume
-		err := d.on(ctx, node, func(ctx context.Context, server csi.ControllerClient) error {
+		err := d.at(ctx, spot{node, params.pool}, func(ctx context.Context, server csi.ControllerClient) error {
 			resp, err := server.CreateVolume(ctx, req)
 			made = resp.GetVolume()
 			return err
@@ -236,8 +238,13 @@ func (d *Driver) provisionAnywhere(ctx context.Context, a attempt) (*corev1.Pers
 	return nil, fmt.Errorf("no node can take the volume: %s", reasons(refused))
 }
 
-// worthAnother reports whether another node may do what one has refused.
+// worthAnother reports whether another node may do what one has refused. One that
+// may still be at work on the volume has not.
 func worthAnother(err error) bool {
+	switch wire.CodeOf(err) {
+	case codes.Aborted, codes.DeadlineExceeded:
+		return false
+	}
 	var (
 		other       elsewhere
 		unavailable *provisioner.UnavailableError
