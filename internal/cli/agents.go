@@ -49,7 +49,7 @@ func (o *agentsOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.namespace, "agent-namespace", "", "namespace of that Service, and of the Secrets with certificates (default: the namespace of the pod)")
 	f.IntVar(&o.port, "agent-port", 0, "port that agents listen on (default: that of the Service's endpoints)")
 	f.DurationVar(&o.timeout, "agent-timeout", agents.DefaultTimeout, "how long an agent may take to answer before its claims are put off")
-	f.DurationVar(&o.unreachableAfter, "agent-unreachable-after", hostpath.DefaultUnreachableAfter, "how long an agent may not answer before the scheduler has to choose another node for its claims")
+	f.DurationVar(&o.unreachableAfter, "agent-unreachable-after", hostpath.DefaultUnreachableAfter, "how long an agent, or the disks of a pool, may not answer before the scheduler has to choose another node for its claims")
 	f.StringVar(&o.secrets.Authority, "tls-ca-secret", "berth-ca", "name of the Secret for the authority that signs certificates")
 	f.StringVar(&o.secrets.Agent, "tls-agent-secret", "berth-agent-tls", "name of the Secret for the certificate of agents")
 	f.StringVar(&o.secrets.Controller, "tls-controller-secret", "berth-controller-tls", "name of the Secret for the certificate of the controller. With --tls-cert-file nothing is issued, and no Secret is read or written")

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -36,20 +37,35 @@ type agent struct {
 	answered time.Time
 	// silent says that the agent did not answer when it was last called.
 	silent bool
+	// probe is under way, nil when none is.
+	probe *probe
 }
 
 // Invoke implements grpc.ClientConnInterface. An error that the agent answered
 // with is a gRPC status; that the agent can't be reached is a
 // *provisioner.UnavailableError.
 func (a *agent) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	if err := a.prove(ctx, method); err != nil {
+		return err
+	}
+	return a.invoke(ctx, method, args, reply, opts...)
+}
+
+// invoke calls the agent. Probes have less time, and do not count as calls.
+func (a *agent) invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	if err := a.gate.Enter(ctx); err != nil {
 		return err
 	}
 	defer a.gate.Leave()
-	if err := a.all.enter(ctx); err != nil {
-		return err
+	timeout := a.all.options.Timeout
+	if method == csi.Identity_Probe_FullMethodName {
+		timeout = min(connectTimeout, timeout)
+	} else {
+		if err := a.all.enter(ctx); err != nil {
+			return err
+		}
+		defer a.all.leave()
 	}
-	defer a.all.leave()
 	conn, err := a.acquire()
 	if err != nil {
 		return err
@@ -57,7 +73,7 @@ func (a *agent) Invoke(ctx context.Context, method string, args, reply any, opts
 	defer a.release(conn)
 
 	began := a.all.options.Clock.Now()
-	callCtx, cancel := context.WithTimeout(ctx, a.all.options.Timeout)
+	callCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	callCtx = metadata.AppendToOutgoingContext(callCtx, wire.MetaNode, a.node)
 	var header, trailer metadata.MD
@@ -67,7 +83,7 @@ func (a *agent) Invoke(ctx context.Context, method string, args, reply any, opts
 		a.hear()
 		return a.gate.Settle(gate.Answers, err)
 	}
-	return a.settle(ctx, conn, began, err)
+	return a.settle(ctx, conn, began, timeout, err)
 }
 
 // NewStream implements grpc.ClientConnInterface. CSI's controller service has no
@@ -77,13 +93,12 @@ func (a *agent) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.Cal
 }
 
 // settle tells why a call that got no answer got none.
-func (a *agent) settle(ctx context.Context, conn *connection, began time.Time, err error) error {
+func (a *agent) settle(ctx context.Context, conn *connection, began time.Time, timeout time.Duration, err error) error {
 	if ctx.Err() != nil {
 		return a.gate.Settle(gate.Unknown, ctx.Err())
 	}
 	switch status.Code(err) {
 	case codes.DeadlineExceeded:
-		timeout := a.all.options.Timeout
 		if a.answeredSince(began) {
 			// The agent is there; what it was asked for hangs, a disk perhaps.
 			return a.gate.Settle(gate.Busy, a.problem(fmt.Errorf("no answer within %s, though it has answered others meanwhile", timeout)))
@@ -96,6 +111,7 @@ func (a *agent) settle(ctx context.Context, conn *connection, began time.Time, e
 			err = a.problem(err)
 		}
 	default:
+		a.hear()
 		return a.gate.Settle(gate.Answers, err)
 	}
 	a.lose(conn, err)

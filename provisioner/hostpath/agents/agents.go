@@ -80,6 +80,11 @@ type Agents struct {
 	options Options
 	// places are those of all calls under way.
 	places chan struct{}
+	// probes are the places of those to agents that were not silent, silentProbes
+	// those of the others.
+	probes, silentProbes chan struct{}
+	// patient are the places of callers that wait longer for a probe.
+	patient chan struct{}
 
 	mu     sync.Mutex
 	agents map[string]*agent // by node
@@ -108,6 +113,8 @@ func New(o Options) (*Agents, error) {
 		}
 	}
 	a := &Agents{options: o, places: make(chan struct{}, o.Total), agents: map[string]*agent{}}
+	a.probes, a.silentProbes = make(chan struct{}, probesAtOnce), make(chan struct{}, silentProbesAtOnce)
+	a.patient = make(chan struct{}, patientCallers)
 	a.idle.most = o.MaxIdle
 	o.Metrics.follow(a)
 	return a, nil
@@ -241,7 +248,7 @@ func (a *Agents) enter(ctx context.Context) error {
 	case <-timer.C():
 		return &provisioner.UnavailableError{
 			RetryAfter: gate.ReopenMin + rand.N(gate.ReopenMin), //nolint:gosec // nothing secret about it
-			Err:        fmt.Errorf("%d calls to agents are under way, none of them made room for %s", cap(a.places), a.options.Timeout),
+			Err:        fmt.Errorf("%w: %d calls to agents are under way, none of them made room for %s", hostpath.ErrNotAsked, cap(a.places), a.options.Timeout),
 		}
 	}
 }

@@ -114,6 +114,7 @@ func (s *site) endpoints(name string, endpoints ...discoveryv1.Endpoint) {
 
 // server is an agent of which everything but the wire is made up.
 type server struct {
+	csi.UnimplementedIdentityServer
 	csi.UnimplementedControllerServer
 	grpc *grpc.Server
 
@@ -124,6 +125,25 @@ type server struct {
 	nodes    map[string]bool // that were asked for
 	peers    map[string]bool // connections
 	capacity func(context.Context) (*csi.GetCapacityResponse, error)
+	probes   int
+	// listening is closed when probes are answered; nil when they always are.
+	listening chan struct{}
+}
+
+// Probe counts probes, and answers them when it should.
+func (s *server) Probe(ctx context.Context, _ *csi.ProbeRequest) (*csi.ProbeResponse, error) {
+	s.mu.Lock()
+	s.probes++
+	listening := s.listening
+	s.mu.Unlock()
+	if listening != nil {
+		select {
+		case <-listening:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return &csi.ProbeResponse{}, nil
 }
 
 // serve starts an agent on ip.
@@ -144,6 +164,7 @@ func (s *site) serveAs(ip string, source agenttls.Source, capacity func(context.
 		peers:    map[string]bool{},
 		capacity: capacity,
 	}
+	csi.RegisterIdentityServer(server.grpc, server)
 	csi.RegisterControllerServer(server.grpc, server)
 	go func() { _ = server.grpc.Serve(listener) }()
 	s.t.Cleanup(server.grpc.Stop)
