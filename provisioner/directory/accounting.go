@@ -32,6 +32,16 @@ func (p *Pool) Promised(pending map[string]int64) int64 {
 	return newIndex().promisedWith(pending)
 }
 
+// Knows reports whether the pool has a marker of volume, or is about to make one,
+// without looking at the disk. A pool that is not open can't be sure.
+func (p *Pool) Knows(volume string) (known, sure bool) {
+	state := p.opened.Load()
+	if state == nil {
+		return false, false
+	}
+	return state.index.knows(volume), true
+}
+
 // Find returns the marker of volume, and whether it has one. An error means that
 // the pool can't say.
 func (p *Pool) Find(ctx context.Context, volume string) (m Marker, found bool, err error) {

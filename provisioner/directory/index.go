@@ -65,6 +65,21 @@ func (s *Siblings) share(id string, fresh *index) *index {
 	return fresh
 }
 
+// knows reports whether volume has a path, or a marker that can't be read.
+func (x *index) knows(volume string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, damaged := x.damaged[volume]; damaged {
+		return true
+	}
+	for _, owner := range x.owner {
+		if owner == volume {
+			return true
+		}
+	}
+	return false
+}
+
 // reserve gives path to volume, unless it overlaps another volume's.
 func (x *index) reserve(path, volume string) error {
 	x.mu.Lock()

@@ -29,7 +29,7 @@ func (s *Server) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (
 		places = p.places
 		s.acquaint(ctx, p)
 	}
-	candidates, _ := survey(ctx, places)
+	candidates, _ := surveyAwake(ctx, places)
 	if ctx.Err() != nil {
 		return nil, answer(ctx.Err())
 	}

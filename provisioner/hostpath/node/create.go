@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -41,17 +42,26 @@ func (s *Server) create(ctx context.Context, c creation) (found, error) {
 	if err != nil {
 		return found{}, withCode(codes.ResourceExhausted, err)
 	}
-	before, err := p.find(ctx, c.spec.Volume)
+	// At the same time, since the disks of both may hang.
+	var others sync.WaitGroup
+	others.Go(func() { s.acquaint(ctx, p) })
+	before, unread, err := p.findToCreate(ctx, c.spec.Volume)
+	others.Wait()
 	switch {
 	case len(before) > 0:
 		return s.resume(ctx, before[0], c)
-	case errors.Is(err, directory.ErrDamagedMarker), err != nil && ctx.Err() != nil:
+	case err != nil:
 		return found{}, err
+	case errors.Is(unread, directory.ErrDamagedMarker), unread != nil && ctx.Err() != nil:
+		return found{}, unread
 	case c.onlyExisting:
-		return found{}, errors.Join(err, fmt.Errorf("create volume %s: %w", c.spec.Volume, wire.ErrNoPath))
+		return found{}, errors.Join(unread, fmt.Errorf("create volume %s: %w", c.spec.Volume, wire.ErrNoPath))
+	case !slices.ContainsFunc(p.places, func(p *place) bool { return p.silent.Load() == 0 }):
+		return found{}, unread
 	}
 	// A directory that can't be read for now costs no more than its own volumes.
-	// Should this very volume be in it, it is empty, and an orphan from now on.
+	// Should this very volume be in it, which is not known until it was opened, it
+	// is empty, and an orphan from now on.
 	return s.place(ctx, p, c)
 }
 
@@ -72,14 +82,13 @@ func (s *Server) resume(ctx context.Context, before found, c creation) (found, e
 // place makes a new volume in the directory of the pool that has the most room,
 // or the next that works.
 func (s *Server) place(ctx context.Context, p *pool, c creation) (found, error) {
-	candidates, unusable := survey(ctx, p.places)
+	candidates, unusable := surveyAwake(ctx, p.places)
 	if len(candidates) == 0 {
 		return found{}, unusable
 	}
 	if err := s.checkSize(p, c.spec.SizeBytes, candidates); err != nil && unusable == nil {
 		return found{}, err
 	}
-	s.acquaint(ctx, p)
 	if path := c.spec.Path; c.spec.Adopt {
 		candidates = prefer(ctx, candidates, func(ctx context.Context, c candidate) (bool, error) { return c.HasDirectory(ctx, path) })
 	}

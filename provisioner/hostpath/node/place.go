@@ -20,7 +20,7 @@ const (
 	// answer a question.
 	patience = 5 * time.Second
 	// askAgain is how long a directory that could not be read is left alone
-	// when it is not the one that is needed.
+	// while another will do.
 	askAgain = 30 * time.Second
 	// refusalCounts is how long a directory that was refused has no room. After
 	// that it is tried again: an administrator may have released it.
@@ -50,6 +50,9 @@ type place struct {
 	device atomic.Uint64
 	// asked is when a question was asked in vain last, in Unix nanoseconds.
 	asked atomic.Int64
+	// silent is when its disk was last found not to answer, in Unix nanoseconds;
+	// 0 when it has answered since.
+	silent atomic.Int64
 	// refused is when the directory was empty and must not become a pool, in Unix
 	// nanoseconds: the disk that should be mounted on it is not.
 	refused atomic.Int64
@@ -119,6 +122,7 @@ func (p *place) enter(ctx context.Context) (leave func(), err error) {
 	case p.calls <- struct{}{}:
 		return func() { <-p.calls }, nil
 	case <-timer.C:
+		p.silent.Store(time.Now().UnixNano())
 		return nil, &silentError{fmt.Sprintf("%d operations have been under way for %s: does the disk of %s answer?", placeCalls, patience, p.base)}
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -150,6 +154,9 @@ func askFor[T any](ctx context.Context, p *place, patience time.Duration, f func
 	go func() {
 		defer leave()
 		value, err := f(ctx)
+		if ctx.Err() == nil {
+			p.silent.Store(0)
+		}
 		done <- answer{value, err}
 	}()
 	timer := time.NewTimer(patience)
@@ -158,6 +165,7 @@ func askFor[T any](ctx context.Context, p *place, patience time.Duration, f func
 	case a := <-done:
 		return a.value, p.named(a.err)
 	case <-timer.C:
+		p.silent.Store(time.Now().UnixNano())
 		return none, p.named(&silentError{fmt.Sprintf("the disk of %s has not answered for %s", p.base, patience)})
 	case <-ctx.Done():
 		return none, ctx.Err()
@@ -183,6 +191,38 @@ func (p *place) look(ctx context.Context) (directory.Space, error) {
 	return space, nil
 }
 
+// spared reports whether the disk is not to be waited for, as it did not answer
+// just now. Of those who ask when that is long ago, one is to try it.
+func (p *place) spared() bool {
+	silent := p.silent.Load()
+	if silent == 0 {
+		return false
+	}
+	now := time.Now()
+	return now.Sub(time.Unix(0, silent)) < askAgain || !p.silent.CompareAndSwap(silent, now.UnixNano())
+}
+
+// sparedError says why the directory was not looked at.
+func (p *place) sparedError() error {
+	return p.named(&silentError{fmt.Sprintf("the disk of %s did not answer when it was asked last", p.base)})
+}
+
+// awake splits places into those to be asked, and those to be spared. When there
+// would be none to ask, none is spared.
+func awake(places []*place) (asked, spared []*place) {
+	for _, p := range places {
+		if len(places) > 1 && p.spared() {
+			spared = append(spared, p)
+		} else {
+			asked = append(asked, p)
+		}
+	}
+	if len(asked) == 0 {
+		return spared, nil
+	}
+	return asked, spared
+}
+
 // refusedLately reports whether the directory is not to be counted on.
 func (p *place) refusedLately() bool {
 	return time.Since(time.Unix(0, p.refused.Load())) < refusalCounts
@@ -191,5 +231,6 @@ func (p *place) refusedLately() bool {
 // unknown reports whether nothing is known of the directory and it is worth
 // asking.
 func (p *place) unknown() bool {
-	return p.device.Load() == 0 && time.Since(time.Unix(0, p.asked.Load())) > askAgain
+	last := time.Unix(0, max(p.asked.Load(), p.silent.Load()))
+	return p.device.Load() == 0 && time.Since(last) > askAgain
 }

@@ -153,6 +153,21 @@ func survey(ctx context.Context, places []*place) ([]candidate, error) {
 	return usable, errors.Join(failed...)
 }
 
+// surveyAwake is survey without the disks that did not answer just now, as long as
+// there is another one that can be used.
+func surveyAwake(ctx context.Context, places []*place) ([]candidate, error) {
+	asked, spared := awake(places)
+	usable, unusable := survey(ctx, asked)
+	if len(usable) == 0 && len(spared) > 0 {
+		usable, others := survey(ctx, spared)
+		return usable, errors.Join(unusable, others)
+	}
+	for _, p := range spared {
+		unusable = errors.Join(unusable, p.sparedError())
+	}
+	return usable, unusable
+}
+
 // acquaint looks at the directories of other pools that nothing is known of yet:
 // they may lie on a filesystem that this pool uses too, and have promised it.
 func (s *Server) acquaint(ctx context.Context, except *pool) {

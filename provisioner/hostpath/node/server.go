@@ -117,10 +117,43 @@ type found struct {
 // find looks for the marker of volume in the directories of a pool, all at once.
 // The error says which of them could not be asked, unless the volume was found.
 func (p *pool) find(ctx context.Context, volume string) ([]found, error) {
-	answers := make([][]found, len(p.places))
-	failed := make([]error, len(p.places))
+	return find(ctx, p.places, volume)
+}
+
+// findToCreate is find for a volume that is made when there is none. It does not
+// wait for a disk that did not answer just now if the directory's index, which is
+// in memory and complete, has no such volume. A directory that was not opened
+// since the start may have it from before, and is asked every time: two
+// directories for one volume would be worse than waiting. So is one that has it;
+// when that does not answer, the volume can't be made anywhere else.
+func (p *pool) findToCreate(ctx context.Context, volume string) (_ []found, unread error, _ error) {
+	asked, spared := awake(p.places)
+	var skipped []error
+	for _, place := range spared {
+		if known, sure := place.Knows(volume); known || !sure {
+			asked = append(asked, place)
+		} else {
+			skipped = append(skipped, place.sparedError())
+		}
+	}
+	all, unread := find(ctx, asked, volume)
+	if len(all) > 0 {
+		return all, nil, nil
+	}
+	unread = errors.Join(unread, errors.Join(skipped...))
+	for _, place := range p.places {
+		if known, _ := place.Knows(volume); known && place.silent.Load() != 0 {
+			return nil, unread, fmt.Errorf("create volume %s: it was begun before: %w", volume, place.sparedError())
+		}
+	}
+	return nil, unread, nil
+}
+
+func find(ctx context.Context, places []*place, volume string) ([]found, error) {
+	answers := make([][]found, len(places))
+	failed := make([]error, len(places))
 	group := errgroup.Group{}
-	for i, place := range p.places {
+	for i, place := range places {
 		group.Go(func() error {
 			answers[i], failed[i] = ask(ctx, place, func(ctx context.Context) ([]found, error) {
 				m, ok, err := place.Find(ctx, volume)
