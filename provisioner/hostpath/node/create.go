@@ -54,6 +54,11 @@ func (s *Server) create(ctx context.Context, c creation) (found, error) {
 		return found{}, err
 	case errors.Is(unread, directory.ErrDamagedMarker), unread != nil && ctx.Err() != nil:
 		return found{}, unread
+	}
+	if err := s.elsewhere(p, c.spec.Volume); err != nil {
+		return found{}, err
+	}
+	switch {
 	case c.onlyExisting:
 		return found{}, errors.Join(unread, fmt.Errorf("create volume %s: %w", c.spec.Volume, wire.ErrNoPath))
 	case !slices.ContainsFunc(p.places, func(p *place) bool { return p.silent.Load() == 0 }):
@@ -63,6 +68,18 @@ func (s *Server) create(ctx context.Context, c creation) (found, error) {
 	// Should this very volume be in it, which is not known until it was opened, it
 	// is empty, and an orphan from now on.
 	return s.place(ctx, p, c)
+}
+
+// elsewhere refuses a volume that another pool has. Their indexes in memory tell,
+// so that a dead disk of another pool costs nothing; acquaint has opened those that
+// can be read.
+func (s *Server) elsewhere(p *pool, volume string) error {
+	for _, other := range s.ledger.places {
+		if known, _ := other.Knows(volume); known && other.pool != p.name {
+			return refuse(codes.AlreadyExists, "create volume %s: there is one in pool %s, not in pool %s", volume, other.pool, p.name)
+		}
+	}
+	return nil
 }
 
 // resume finishes a volume that was begun before.

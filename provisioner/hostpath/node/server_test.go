@@ -161,6 +161,26 @@ func TestSameNameIsTheSameVolume(t *testing.T) {
 	wantCode(t, err, codes.AlreadyExists, "another UID")
 }
 
+func TestANameIsOfOnePool(t *testing.T) {
+	o := options(t, 1)
+	o.Pools["ssd"] = []string{released(t), released(t)}
+	s := newServer(t, o)
+	c := dial(t, s)
+	first := create(t, c, ask("pvc-1", mi, wire.ParamPool, "ssd"))
+	const refusal = "create volume pvc-1: there is one in pool ssd, not in pool default"
+	for _, path := range []string{"a", ""} {
+		_, err := c.CreateVolume(t.Context(), ask("pvc-1", mi, wire.ParamPath, path))
+		wantCode(t, err, codes.AlreadyExists, refusal)
+	}
+	// It is known after a restart too.
+	must(t, s.Close())
+	c = dial(t, newServer(t, o))
+	_, err := c.CreateVolume(t.Context(), ask("pvc-1", mi))
+	wantCode(t, err, codes.AlreadyExists, refusal)
+	remove(t, c, first.GetVolumeId())
+	create(t, c, ask("pvc-1", mi))
+}
+
 func TestAnEmptyPathAsksForWhatIsThere(t *testing.T) {
 	c := dial(t, newServer(t, options(t, 1)))
 	_, err := c.CreateVolume(t.Context(), ask("pvc-1", gi, wire.ParamPath, ""))
