@@ -46,7 +46,7 @@ type probe struct {
 // prove makes sure that the agent has answered just now. It fails when it does not
 // answer, or not soon.
 func (a *agent) prove(ctx context.Context, method string) error {
-	p := a.probing()
+	p := a.probing() //nolint:contextcheck // a probe goes on for others when its first caller has gone
 	if p == nil {
 		return nil
 	}
