@@ -3,6 +3,8 @@ package directory
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // Open takes the pool into use, unless it is, and checks that its base is what
@@ -21,15 +23,74 @@ func (p *Pool) Open(ctx context.Context) error {
 // from it.
 func (p *Pool) Opened() bool { return p.opened.Load() != nil }
 
+// Promise is what a volume that is about to be made, or to grow, will have.
+type Promise struct {
+	Bytes int64
+	// Enforced says that the filesystem will hold the volume to its size.
+	Enforced bool
+}
+
 // Promised returns the sum of the sizes that the volumes of the pool were made
 // with, or have grown to, by their markers. Those in pending, volumes that are
 // about to be made and their sizes, count too, none of them twice. It looks at no
 // disk, so a pool that is not open yet has promised nothing but what is pending.
-func (p *Pool) Promised(pending map[string]int64) int64 {
+func (p *Pool) Promised(pending map[string]Promise) int64 {
+	return p.knownIndex().promisedWith(pending)
+}
+
+// Enforced returns the part of Promised that is enforced, and how much of it has
+// been written already, as Written has found it. A volume that Written was not
+// asked for is new and has written nothing.
+func (p *Pool) Enforced(written map[uint32]int64, pending map[string]Promise) (promised, used int64) {
+	return p.knownIndex().enforcedWith(written, pending)
+}
+
+// Projects returns the project ids of the volumes whose sizes are enforced.
+func (p *Pool) Projects() []uint32 { return p.knownIndex().projectIDs() }
+
+func (p *Pool) knownIndex() *index {
 	if state := p.opened.Load(); state != nil {
-		return state.index.promisedWith(pending)
+		return state.index
 	}
-	return newIndex().promisedWith(pending)
+	return newIndex()
+}
+
+// Unmeasured stands for what has been written under a project id that has no
+// limit any more.
+const Unmeasured = -1
+
+// Written returns how much has been written under each of projects, which may be
+// those of other pools on the filesystem, or Unmeasured. It asks the filesystem
+// once for each, and looks at no file. The pool need not be initialised.
+func (p *Pool) Written(ctx context.Context, projects []uint32) (map[uint32]int64, error) {
+	if len(projects) == 0 {
+		return nil, nil
+	}
+	root, err := p.fs.Root(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	written := make(map[uint32]int64, len(projects))
+	for _, id := range projects {
+		usage, err := p.writtenUnder(ctx, root, id)
+		if _, unsupported := quotaUnsupported(err); unsupported || err == nil && usage.LimitBytes == 0 {
+			written[id] = Unmeasured
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read how much project %d holds: %w", id, err)
+		}
+		written[id] = usage.UsedBytes
+	}
+	return written, nil
+}
+
+func (p *Pool) writtenUnder(ctx context.Context, root Dir, id uint32) (QuotaUsage, error) {
+	if p.options.Quota == nil {
+		return QuotaUsage{}, errNoQuota
+	}
+	return p.options.Quota.Usage(ctx, root, id)
 }
 
 // Knows reports whether the pool has a marker of volume, or is about to make one,
@@ -111,32 +172,62 @@ func (p *Pool) CanLimit(ctx context.Context) error {
 	return p.options.Quota.Check(ctx, root)
 }
 
-// setSize notes what volume was promised; 0 forgets it.
-func (x *index) setSize(volume string, size int64) {
+// promise notes what the volume of m is promised.
+func (x *index) promise(m Marker) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.setSizeLocked(volume, size)
+	x.forgetLocked(m.Volume)
+	if m.SizeBytes != 0 {
+		x.promised += m.SizeBytes
+		x.sizes[m.Volume] = m.SizeBytes
+	}
+	if m.enforced() {
+		x.projects[m.Volume] = m.Project
+	}
 }
 
-func (x *index) setSizeLocked(volume string, size int64) {
-	x.promised += size - x.sizes[volume]
-	if size == 0 {
-		delete(x.sizes, volume)
-		return
-	}
-	x.sizes[volume] = size
+// forgetLocked takes back what volume was promised.
+func (x *index) forgetLocked(volume string) {
+	x.promised -= x.sizes[volume]
+	delete(x.sizes, volume)
+	delete(x.projects, volume)
 }
 
 // promisedWith returns the sum of all sizes, and of those in pending that are not
 // among them.
-func (x *index) promisedWith(pending map[string]int64) int64 {
+func (x *index) promisedWith(pending map[string]Promise) int64 {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	sum := x.promised
-	for volume, size := range pending {
+	for volume, p := range pending {
 		if _, known := x.sizes[volume]; !known {
-			sum += size
+			sum += p.Bytes
 		}
 	}
 	return sum
+}
+
+// enforcedWith returns the sum of the sizes that are enforced, with those in
+// pending that will be, and how much of it is written.
+func (x *index) enforcedWith(written map[uint32]int64, pending map[string]Promise) (promised, used int64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for volume, id := range x.projects {
+		if w := written[id]; w != Unmeasured {
+			promised += x.sizes[volume]
+			used += min(w, x.sizes[volume])
+		}
+	}
+	for volume, p := range pending {
+		if _, known := x.projects[volume]; p.Enforced && !known {
+			promised += p.Bytes
+		}
+	}
+	return promised, used
+}
+
+func (x *index) projectIDs() []uint32 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Collect(maps.Values(x.projects))
 }

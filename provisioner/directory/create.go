@@ -89,6 +89,7 @@ func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
 	}
 	b := &builder{session: s, marker: m}
 	err = b.build(ctx)
+	s.index.promise(b.marker)
 	return b.marker, err
 }
 
@@ -113,7 +114,6 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 	if err := s.index.reserve(spec.Path, spec.Volume); err != nil {
 		return Marker{}, err
 	}
-	s.index.setSize(spec.Volume, spec.SizeBytes)
 	b := &builder{session: s, fresh: true, marker: Marker{
 		Version:        markerVersion,
 		Volume:         spec.Volume,
@@ -131,6 +131,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		Created:        time.Now().UTC(),
 		Quota:          spec.Quota,
 	}}
+	s.index.promise(b.marker)
 	err := p.survey(ctx, b, spec.Adopt)
 	if err == nil {
 		err = s.chooseProject(ctx, &b.marker)
@@ -145,6 +146,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		crashpoint.Reach(crashpoint.MarkerWritten)
 		err = b.build(ctx)
 	}
+	s.index.promise(b.marker)
 	if err == nil {
 		return b.marker, nil
 	}

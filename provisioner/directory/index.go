@@ -27,6 +27,8 @@ type index struct {
 	// sizes holds what the volumes were promised, promised their sum.
 	sizes    map[string]int64
 	promised int64
+	// projects holds the project ids of the volumes whose sizes are enforced.
+	projects map[string]uint32
 }
 
 func newIndex() *index {
@@ -39,6 +41,7 @@ func newIndex() *index {
 		sizes:   map[string]int64{},
 
 		leavingBelow: map[string]int{},
+		projects:     map[string]uint32{},
 	}
 }
 
@@ -162,7 +165,7 @@ func (x *index) release(path string) {
 		return
 	}
 	x.stayLocked(path)
-	x.setSizeLocked(x.owner[path], 0)
+	x.forgetLocked(x.owner[path])
 	delete(x.owner, path)
 	for _, dir := range ancestors(path) {
 		decrement(x.below, dir)

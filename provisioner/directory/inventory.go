@@ -94,7 +94,7 @@ func (p *Pool) index(idx *index, m Marker) {
 	}
 	idx.setDamaged(m.Volume, nil)
 	idx.setMade(m)
-	idx.setSize(m.Volume, m.SizeBytes)
+	idx.promise(m)
 }
 
 // recheckDamaged looks whether an administrator has repaired or removed the

@@ -109,6 +109,9 @@ func quotaUnsupported(err error) (reason string, ok bool) {
 // quotaField is how a user would write what has to change.
 const quotaField = "StorageClass parameter quota"
 
+// enforced reports whether the filesystem holds the volume to its size.
+func (m Marker) enforced() bool { return m.Project != 0 && m.Unenforced == "" }
+
 // QuotaState says whether the size of the volume is enforced, in one line:
 // "enforced", or "none: " and why not.
 func (m Marker) QuotaState() string {

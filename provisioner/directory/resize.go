@@ -38,6 +38,6 @@ func (p *Pool) Resize(ctx context.Context, volume string, expect Expectation, si
 	if err := writeMarker(ctx, s.volumes, m); err != nil {
 		return err
 	}
-	s.index.setSize(volume, m.SizeBytes)
+	s.index.promise(m)
 	return nil
 }

@@ -81,7 +81,7 @@ func (s *session) usage(ctx context.Context, volume string) (VolumeUsage, error)
 		Class:  m.Class,
 		Reason: strings.TrimPrefix(m.QuotaState(), "none: "),
 	}
-	if m.Project == 0 || m.Unenforced != "" {
+	if !m.enforced() {
 		return u, nil
 	}
 	u.QuotaUsage, u.Reason, err = s.measure(ctx, m)

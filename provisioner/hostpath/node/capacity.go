@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -30,11 +31,12 @@ func (s *Server) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (
 		s.acquaint(ctx, p)
 	}
 	candidates, _ := surveyAwake(ctx, places)
+	candidates, _ = s.measure(ctx, candidates)
 	if ctx.Err() != nil {
 		return nil, answer(ctx.Err())
 	}
 	if c.spec.Quota == directory.QuotaRequired {
-		candidates = only(ctx, candidates, limiting)
+		candidates = slices.DeleteFunc(candidates, func(c candidate) bool { return !c.limiting })
 	}
 	s.ledger.rooms(s.options.Limits, candidates)
 	return s.capacity(candidates), nil

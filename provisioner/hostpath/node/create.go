@@ -106,15 +106,20 @@ func (s *Server) place(ctx context.Context, p *pool, c creation) (found, error) 
 	if err := s.checkSize(p, c.spec.SizeBytes, candidates); err != nil && unusable == nil {
 		return found{}, err
 	}
+	candidates, silent := s.measure(ctx, candidates)
+	failed := errors.Join(unusable, silent)
+	if len(candidates) == 0 {
+		return found{}, failed
+	}
 	if path := c.spec.Path; c.spec.Adopt {
 		candidates = prefer(ctx, candidates, func(ctx context.Context, c candidate) (bool, error) { return c.HasDirectory(ctx, path) })
 	}
 	if c.spec.Quota == directory.QuotaRequired {
-		candidates = prefer(ctx, candidates, limiting)
+		candidates = prefer(ctx, candidates, func(_ context.Context, c candidate) (bool, error) { return c.limiting, nil })
 	}
-	failed := unusable
+	wanted := wish{name: c.spec.Volume, size: c.spec.SizeBytes, limited: c.spec.Quota == directory.QuotaAuto || c.spec.Quota == directory.QuotaRequired}
 	for len(candidates) > 0 {
-		chosen, ok := s.ledger.take(s.options.Limits, candidates, c.spec.Volume, c.spec.SizeBytes)
+		chosen, ok := s.ledger.take(s.options.Limits, candidates, wanted)
 		if !ok {
 			return found{}, withCode(codes.ResourceExhausted, errors.Join(s.noRoom(p, c.spec.SizeBytes, candidates), failed))
 		}
@@ -159,12 +164,6 @@ func only(ctx context.Context, candidates []candidate, is func(context.Context, 
 		}
 	}
 	return some
-}
-
-// limiting reports whether the size of a volume would be enforced.
-func limiting(ctx context.Context, c candidate) (bool, error) {
-	err := c.CanLimit(ctx)
-	return err == nil, err
 }
 
 // makeAt makes a volume in one directory.

@@ -63,12 +63,15 @@ func (s *Server) expand(ctx context.Context, id wire.VolumeID, wanted, limit int
 		return 0, err
 	}
 	s.acquaint(ctx, p)
-	// A slash: no volume has such a name.
-	growth := "growth/" + id.Volume
-	if _, ok := s.ledger.take(s.options.Limits, candidates, growth, wanted-v.SizeBytes); !ok {
-		return 0, withCode(codes.ResourceExhausted, fmt.Errorf("expand volume %s: %w", id.Volume, s.noRoom(p, wanted-v.SizeBytes, candidates)))
+	if candidates, err = s.measure(ctx, candidates); err != nil {
+		return 0, err
 	}
-	defer s.ledger.give(v.place, growth)
+	// A slash: no volume has such a name.
+	growth := wish{name: "growth/" + id.Volume, size: wanted - v.SizeBytes, limited: v.Project != 0}
+	if _, ok := s.ledger.take(s.options.Limits, candidates, growth); !ok {
+		return 0, withCode(codes.ResourceExhausted, fmt.Errorf("expand volume %s: %w", id.Volume, s.noRoom(p, growth.size, candidates)))
+	}
+	defer s.ledger.give(v.place, growth.name)
 	expect := directory.Expectation{ClaimUID: v.ClaimUID, Path: v.Path}
 	return wanted, v.within(ctx, func() error { return v.Resize(ctx, id.Volume, expect, wanted) })
 }

@@ -45,7 +45,7 @@ type place struct {
 	// pending holds the sizes of volumes that are about to be made here, and,
 	// under names that no volume has, by how much volumes are about to grow. It
 	// belongs to the ledger.
-	pending map[string]int64
+	pending map[string]directory.Promise
 	// device is the filesystem that was seen here last, 0 for none.
 	device atomic.Uint64
 	// asked is when a question was asked in vain last, in Unix nanoseconds.
@@ -61,7 +61,7 @@ type place struct {
 func newPlace(o Options, pool, base string) (*place, error) {
 	p := &place{
 		pool: pool, base: base, several: len(o.Pools[pool]) > 1,
-		calls: make(chan struct{}, placeCalls), pending: map[string]int64{},
+		calls: make(chan struct{}, placeCalls), pending: map[string]directory.Promise{},
 	}
 	local, err := directory.NewLocal(base, directory.LocalOptions{RequireMount: o.RequireMount})
 	if err != nil {

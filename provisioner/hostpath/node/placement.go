@@ -14,13 +14,31 @@ import (
 	"github.com/berth-storage/berth/provisioner/directory"
 )
 
-// room returns how much more can be promised on a filesystem: what is free and
-// what has not been promised yet, whichever is less, without the reserve.
-func (l Limits) room(space directory.Space, promised int64) int64 {
+// promises are what was promised on a filesystem.
+type promises struct {
+	// all is the sum of the sizes of all volumes, enforced of those whose sizes
+	// the filesystem enforces, so that their use is known.
+	all, enforced int64
+	// written is how much of enforced is written.
+	written int64
+}
+
+// room returns how much more can be promised on a filesystem: what is free, what
+// of its size is not promised yet, or what is free without what volumes may still
+// write, whichever is less, and without the reserve.
+//
+// The last of the three counts what others than Berth have on the filesystem. It
+// can do so for volumes whose sizes are enforced only. How much another volume has
+// written nobody knows, short of walking over its files: what others write may be
+// promised to such volumes as well.
+func (l Limits) room(space directory.Space, p promises) int64 {
 	reserve := l.Reserve.of(space.Total)
 	room := size(space.Free) - reserve
 	if l.Overcommit > 0 {
-		room = min(room, overcommitted(space.Total, l.Overcommit)-reserve-promised)
+		ours := uint64(size(space.Free)) + uint64(p.written) //nolint:gosec // neither is negative
+		room = min(room,
+			overcommitted(space.Total, l.Overcommit)-reserve-p.all,
+			overcommitted(ours, max(1, l.Overcommit))-reserve-p.enforced)
 	}
 	return max(0, room)
 }
@@ -59,7 +77,14 @@ func size(n uint64) int64 { return int64(min(n, maxSize)) }
 type candidate struct {
 	*place
 	space directory.Space
-	room  int64
+	// written is how much was written under each project id of the filesystem,
+	// before space was looked at.
+	written map[uint32]int64
+	// limiting says that the size of a volume would be enforced.
+	limiting bool
+	room     int64
+	// owed is what volumes with enforced sizes have not written of them.
+	owed int64
 }
 
 // byRoom orders candidates by room, then by name. Those that were refused come
@@ -81,16 +106,38 @@ type ledger struct {
 	places []*place
 }
 
-// promised returns what was promised on a filesystem, by any pool. The caller
-// holds mu.
-func (l *ledger) promised(device uint64) int64 {
-	var sum int64
-	for _, p := range l.places {
-		if p.device.Load() == device {
-			sum += p.Promised(p.pending)
-		}
+// promised returns what was promised on the filesystem of c, by any pool. The
+// caller holds mu.
+func (l *ledger) promised(c candidate) promises {
+	var sum promises
+	for _, p := range l.on(c.space.Device) {
+		enforced, written := p.Enforced(c.written, p.pending)
+		sum.all += p.Promised(p.pending)
+		sum.enforced += enforced
+		sum.written += written
 	}
 	return sum
+}
+
+// on returns the directories that were seen on a filesystem.
+func (l *ledger) on(device uint64) []*place {
+	var places []*place
+	for _, p := range l.places {
+		if p.device.Load() == device {
+			places = append(places, p)
+		}
+	}
+	return places
+}
+
+// projects returns the project ids of all volumes on a filesystem whose sizes are
+// enforced.
+func (l *ledger) projects(device uint64) []uint32 {
+	var ids []uint32
+	for _, p := range l.on(device) {
+		ids = append(ids, p.Projects()...)
+	}
+	return ids
 }
 
 // rooms fills in the room of each candidate.
@@ -102,21 +149,30 @@ func (l *ledger) rooms(limits Limits, candidates []candidate) {
 
 func (l *ledger) roomsLocked(limits Limits, candidates []candidate) {
 	for i, c := range candidates {
-		candidates[i].room = limits.room(c.space, l.promised(c.space.Device))
+		p := l.promised(c)
+		candidates[i].room, candidates[i].owed = limits.room(c.space, p), p.enforced-p.written
 	}
 }
 
-// take promises what is wanted under name in the best of candidates that has the room, and
+// wish is what a volume is to have.
+type wish struct {
+	name string
+	size int64
+	// limited says that its size is to be enforced, where that can be.
+	limited bool
+}
+
+// take promises what w asks for in the best of candidates that has the room, and
 // returns which that is. What was promised is taken back with give, once the
 // volume's marker counts, or will never be.
-func (l *ledger) take(limits Limits, candidates []candidate, name string, wanted int64) (candidate, bool) {
+func (l *ledger) take(limits Limits, candidates []candidate, w wish) (candidate, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.roomsLocked(limits, candidates)
 	slices.SortFunc(candidates, byRoom)
 	for _, c := range candidates {
-		if limits.fits(wanted, c.room) {
-			c.pending[name] = wanted
+		if limits.fits(w.size, c.room) {
+			c.pending[w.name] = directory.Promise{Bytes: w.size, Enforced: w.limited && c.limiting}
 			return c, true
 		}
 	}
@@ -133,19 +189,53 @@ func (l *ledger) give(p *place, name string) {
 // survey looks at directories, all at once. It returns those that can be used, in
 // the order given, and why the others can't.
 func survey(ctx context.Context, places []*place) ([]candidate, error) {
-	found := make([]candidate, len(places))
-	failed := make([]error, len(places))
-	group := errgroup.Group{}
+	candidates := make([]candidate, len(places))
 	for i, p := range places {
+		candidates[i].place = p
+	}
+	return eachAtOnce(candidates, func(c *candidate) (err error) {
+		c.space, err = c.look(ctx)
+		return err
+	})
+}
+
+// measure looks how much volumes have written on the filesystems of candidates,
+// and at the filesystems once more. It returns those that can still be used, and
+// why the others can't. The pools that may share the filesystems must be known
+// by then: acquaint sees to that.
+func (s *Server) measure(ctx context.Context, candidates []candidate) ([]candidate, error) {
+	if s.options.Quota == nil {
+		return candidates, nil
+	}
+	return eachAtOnce(candidates, func(c *candidate) error {
+		projects := s.ledger.projects(c.space.Device)
+		measured, err := ask(ctx, c.place, func(ctx context.Context) (m candidate, err error) {
+			m.limiting = c.CanLimit(ctx) == nil
+			// What is written between these two counts twice, rather than not at all.
+			if m.written, err = c.Written(ctx, projects); err == nil {
+				m.space, err = c.Space(ctx)
+			}
+			return m, err
+		})
+		c.limiting, c.written, c.space = measured.limiting, measured.written, measured.space
+		return err
+	})
+}
+
+// eachAtOnce calls f with all candidates at once. It returns those for which f did
+// not fail, in the order given, and why it did for the others.
+func eachAtOnce(candidates []candidate, f func(*candidate) error) ([]candidate, error) {
+	failed := make([]error, len(candidates))
+	group := errgroup.Group{}
+	for i := range candidates {
 		group.Go(func() error {
-			space, err := p.look(ctx)
-			found[i], failed[i] = candidate{place: p, space: space}, err
+			failed[i] = f(&candidates[i])
 			return nil
 		})
 	}
 	_ = group.Wait()
 	var usable []candidate
-	for i, c := range found {
+	for i, c := range candidates {
 		if failed[i] == nil {
 			usable = append(usable, c)
 		}
@@ -189,6 +279,9 @@ func (s *Server) noRoom(p *pool, wanted int64, candidates []candidate) error {
 		text := fmt.Sprintf("%s has room for %s (%s free of %s", c.base, bytes(c.room), bytes(roundDown(size(c.space.Free))), bytes(roundDown(size(c.space.Total))))
 		if reserve := s.options.Limits.Reserve.of(c.space.Total); reserve > 0 {
 			text += fmt.Sprintf(", %s of them kept in reserve", bytes(roundDown(reserve)))
+		}
+		if s.options.Limits.Overcommit > 0 && c.owed > 0 {
+			text += fmt.Sprintf(", %s promised to volumes that have not written it", bytes(roundDown(c.owed)))
 		}
 		each = append(each, text+")")
 	}

@@ -41,7 +41,10 @@ func (s *Server) Stats(ctx context.Context) []DirectoryStats {
 	_ = group.Wait()
 	for i, p := range s.ledger.places {
 		if all[i].Opened && all[i].Err == nil {
-			known := []candidate{{place: p, space: all[i].Space}}
+			known, err := s.measure(ctx, []candidate{{place: p, space: all[i].Space}})
+			if all[i].Err = err; err != nil {
+				continue
+			}
 			s.ledger.rooms(s.options.Limits, known)
 			all[i].Room = known[0].room
 		}
