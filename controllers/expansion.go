@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -20,7 +21,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-storage/berth/internal/crashpoint"
@@ -61,13 +61,9 @@ func (r *ExpansionReconciler) SetupWithManager(mgr ctrl.Manager, workers int) er
 		return fmt.Errorf("set up expansion reconciler: Client, APIReader, Drivers, Events, Metrics and Clock are required")
 	}
 	r.infeasible = newInfeasibleClaims(r.Clock, maxRetry)
-	asks := predicate.NewPredicateFuncs(func(o client.Object) bool {
-		claim, ok := o.(*corev1.PersistentVolumeClaim)
-		return ok && wantsExpansion(claim)
-	})
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("expansion").
-		Watches(&corev1.PersistentVolumeClaim{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(asks)).
+		Watches(&corev1.PersistentVolumeClaim{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(asksForMore())).
 		WithOptions(controllerOptions(mgr, "claim", workers)).
 		Complete(newPatient(r))
 }
@@ -127,12 +123,12 @@ func (r *ExpansionReconciler) grow(ctx context.Context, driver provisioner.Drive
 	if wait := r.infeasible.Wait(client.ObjectKeyFromObject(claim), request); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
-	note, err := callExpander(ctx, driver, volume, size.Value())
+	grown, err := callExpander(ctx, driver, volume, size.Value())
 	if err != nil {
 		return r.failed(ctx, claim, volume, request, start, err)
 	}
 	crashpoint.Reach(crashpoint.StorageExpanded)
-	if err := r.patchVolume(ctx, volume, claim); err != nil {
+	if err := r.patchVolume(ctx, volume, claim, grown.Annotations); err != nil {
 		return reconcile.Result{}, fmt.Errorf("write the volume's capacity: %w", err)
 	}
 	crashpoint.Reach(crashpoint.VolumeExpanded)
@@ -140,17 +136,17 @@ func (r *ExpansionReconciler) grow(ctx context.Context, driver provisioner.Drive
 		return reconcile.Result{}, err
 	}
 	r.infeasible.Forget(client.ObjectKeyFromObject(claim))
-	tell(r.Events, claim, reasonVolumeResizeSuccessful, actionExpand, "Volume %s has %s now; %s", volume.Name, size.String(), note)
+	tell(r.Events, claim, reasonVolumeResizeSuccessful, actionExpand, "Volume %s has %s now; %s", volume.Name, size.String(), grown.Note)
 	took := r.Clock.Since(start)
 	r.Metrics.expandSeconds.WithLabelValues(volume.Spec.StorageClassName).Observe(took.Seconds())
 	log.FromContext(ctx).Info("Expanded volume", append(r.keys(volume, start), "size", size.String())...)
 	return reconcile.Result{}, nil
 }
 
-func callExpander(ctx context.Context, driver provisioner.Driver, volume *corev1.PersistentVolume, size int64) (string, error) {
+func callExpander(ctx context.Context, driver provisioner.Driver, volume *corev1.PersistentVolume, size int64) (provisioner.Expansion, error) {
 	expander, ok := provisioner.As[provisioner.Expander](driver)
 	if !ok {
-		return "", provisioner.Infeasible("claim field spec.resources.requests.storage", fmt.Sprint(size), "%s has no volumes that can grow",
+		return provisioner.Expansion{}, provisioner.Infeasible("claim field spec.resources.requests.storage", fmt.Sprint(size), "%s has no volumes that can grow",
 			volume.Annotations[volumehelpers.AnnDynamicallyProvisioned])
 	}
 	return expander.Expand(ctx, volume, size)
@@ -164,24 +160,41 @@ func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.Persiste
 	r.Metrics.expandFailed.WithLabelValues(volume.Spec.StorageClassName).Inc()
 	warn(r.Events, claim, reasonVolumeResizeFailed, actionExpand, "failed to expand volume %s: %v", volume.Name, err)
 	keys := r.keys(volume, start)
+	if refusedExpansion(err) {
+		if err := r.condemn(ctx, claim, clip(err.Error(), maxEventNote)); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
 	if provisioner.IsInfeasible(err) {
 		log.FromContext(ctx).Info("The volume can't grow to what its claim asks for", append(keys, "reason", err.Error())...)
-		wait := r.infeasible.Add(client.ObjectKeyFromObject(claim), request)
-		return reconcile.Result{RequeueAfter: wait}, r.patchClaimStatus(ctx, claim, map[string]any{"conditions": []any{
-			corev1.PersistentVolumeClaimCondition{
-				Type:               corev1.PersistentVolumeClaimControllerResizeError,
-				Status:             corev1.ConditionTrue,
-				LastTransitionTime: metav1.NewTime(r.Clock.Now()),
-				Reason:             reasonVolumeResizeFailed,
-				Message:            clip(err.Error(), maxEventNote),
-			},
-		}})
+		return reconcile.Result{RequeueAfter: r.infeasible.Add(client.ObjectKeyFromObject(claim), request)}, nil
 	}
 	if wait, ok := provisioner.RetryAfter(err); ok {
 		log.FromContext(ctx).Info("The volume's storage is unavailable", append(keys, "reason", err.Error(), "retryAfter", wait.String())...)
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
 	return reconcile.Result{}, &storageError{what: "Expansion failed", keys: keys, err: err}
+}
+
+// condemn writes into the claim why its volume did not grow, unless it says so.
+func (r *ExpansionReconciler) condemn(ctx context.Context, claim *corev1.PersistentVolumeClaim, why string) error {
+	condition := corev1.PersistentVolumeClaimCondition{
+		Type:               corev1.PersistentVolumeClaimControllerResizeError,
+		Status:             corev1.ConditionTrue,
+		LastTransitionTime: metav1.NewTime(r.Clock.Now()),
+		Reason:             reasonVolumeResizeFailed,
+		Message:            why,
+	}
+	for _, c := range claim.Status.Conditions {
+		if c.Type != condition.Type || c.Status != condition.Status {
+			continue
+		}
+		if c.Reason == condition.Reason && c.Message == condition.Message {
+			return nil
+		}
+		condition.LastTransitionTime = c.LastTransitionTime
+	}
+	return r.patchClaimStatus(ctx, claim, map[string]any{"conditions": []any{condition}})
 }
 
 // keys are those of the log's line on an attempt to expand volume.
@@ -191,9 +204,10 @@ func (r *ExpansionReconciler) keys(volume *corev1.PersistentVolume, start time.T
 	return o.keys(r.Clock.Now())
 }
 
-// patchVolume writes the new capacity into this very volume.
-func (r *ExpansionReconciler) patchVolume(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
+// patchVolume writes the new capacity into this very volume, and annotations.
+func (r *ExpansionReconciler) patchVolume(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim, annotations map[string]string) error {
 	before := volume.DeepCopy()
+	maps.Copy(volume.Annotations, annotations)
 	volume.Spec.Capacity[corev1.ResourceStorage] = claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	return r.Client.Patch(ctx, volume, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }

@@ -1,12 +1,20 @@
 package controllers
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"github.com/berth-storage/berth/provisioner"
 )
 
 func storage(size string) corev1.ResourceList {
@@ -77,5 +85,62 @@ func TestDecideExpansion(t *testing.T) {
 				t.Errorf("action = %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+func TestRefusalsAreToldFromSilence(t *testing.T) {
+	for name, test := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"no room":                {status.Error(codes.ResourceExhausted, "no room"), true},
+		"no room, and where":     {fmt.Errorf("node: %w", status.Error(codes.ResourceExhausted, "no room")), true},
+		"an administrator's job": {status.Error(codes.FailedPrecondition, "the marker is damaged"), true},
+		"never":                  {provisioner.Infeasible("field", "value", "problem"), true},
+		"the driver's own words": {errors.New("the disk is read-only"), true},
+		"the server is away":     {&provisioner.UnavailableError{RetryAfter: time.Second, Err: errors.New("away")}, false},
+		"unavailable":            {status.Error(codes.Unavailable, "away"), false},
+		"under way":              {status.Error(codes.Aborted, "another call is at work"), false},
+		"no answer in time":      {fmt.Errorf("node: %w", status.Error(codes.DeadlineExceeded, "too late")), false},
+		"too late":               {fmt.Errorf("node: %w", context.DeadlineExceeded), false},
+		"given up":               {context.Canceled, false},
+	} {
+		if got := refusedExpansion(test.err); got != test.want {
+			t.Errorf("%s: %t, want %t", name, got, test.want)
+		}
+	}
+}
+
+func TestConditionsDoNotHastenExpansion(t *testing.T) {
+	condition := func(message string) func(*corev1.PersistentVolumeClaim) {
+		return func(c *corev1.PersistentVolumeClaim) {
+			c.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: corev1.PersistentVolumeClaimControllerResizeError, Message: message}}
+		}
+	}
+	for name, test := range map[string]struct {
+		edits []func(*corev1.PersistentVolumeClaim)
+		want  bool
+	}{
+		"seen again":             {nil, true},
+		"a condition":            {[]func(*corev1.PersistentVolumeClaim){condition("no room")}, false},
+		"another size":           {[]func(*corev1.PersistentVolumeClaim){func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = storage("3Gi") }}, true},
+		"another size, and more": {[]func(*corev1.PersistentVolumeClaim){condition("no room"), func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = storage("3Gi") }}, true},
+		"it has grown":           {[]func(*corev1.PersistentVolumeClaim){func(c *corev1.PersistentVolumeClaim) { c.Status.Capacity = storage("2Gi") }}, false},
+	} {
+		before := &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "claim", UID: "uid"},
+			Spec:       corev1.PersistentVolumeClaimSpec{Resources: corev1.VolumeResourceRequirements{Requests: storage("2Gi")}},
+			Status:     corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound, Capacity: storage("1Gi")},
+		}
+		after := before.DeepCopy()
+		for _, edit := range test.edits {
+			edit(after)
+		}
+		if got := asksForMore().Update(event.UpdateEvent{ObjectOld: before, ObjectNew: after}); got != test.want {
+			t.Errorf("%s: %t, want %t", name, got, test.want)
+		}
+		if !asksForMore().Create(event.CreateEvent{Object: before}) {
+			t.Errorf("%s: a claim that was not seen before is left out", name)
+		}
 	}
 }

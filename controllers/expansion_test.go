@@ -3,12 +3,17 @@ package controllers_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/onsi/gomega"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/utils/ptr"
 	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
@@ -64,6 +69,10 @@ func TestVolumeGrowsWithItsClaim(t *testing.T) {
 		s.Eventually(func() [2]string { return s.sizes(claim) }).Should(gomega.Equal([2]string{size, size}))
 	}
 	s.Expect(driver.Expansions()).To(gomega.Equal(inBytes("2Gi", "5Gi")))
+	volume := &corev1.PersistentVolume{}
+	volume.Name = claim.Spec.VolumeName
+	s.get(volume)
+	s.Expect(volume.Annotations).To(gomega.HaveKeyWithValue("memory/size", fmt.Sprint(inBytes("5Gi")[0])))
 	s.Expect(s.resizeConditions(claim)).To(gomega.BeEmpty())
 	s.expectEvent(claim, "Normal VolumeResizeSuccessful", "memory is cheap")
 	s.Eventually(func() float64 { return b.metric("berth_expansion_duration_seconds") }).Should(gomega.Equal(2.0))
@@ -113,6 +122,60 @@ func TestExpansionThatIsRefusedLeavesAConditionUntilItIsGivenUp(t *testing.T) {
 	driver.OnExpand(nil)
 	patch(s, claim, ask("3Gi")) // less than before, which the API server takes after a failure
 	s.Eventually(func() [2]string { return s.sizes(claim) }).Should(gomega.Equal([2]string{"3Gi", "3Gi"}))
+	s.Expect(s.resizeConditions(claim)).To(gomega.BeEmpty())
+}
+
+// TestExpansionWithoutRoomLeavesAConditionUntilThereIsRoom has a driver that says
+// something else each time, as one does that names what is free.
+func TestExpansionWithoutRoomLeavesAConditionUntilThereIsRoom(t *testing.T) {
+	t.Parallel()
+	s, driver := newScope(t), newMemoryDriver()
+	s.class(growing)
+	s.run(driver)
+	claim := s.claim("data")
+	s.expectBound(claim)
+	var attempts atomic.Int64
+	driver.OnExpand(func(context.Context, int64) error {
+		return fmt.Errorf("expand: %w", status.Errorf(codes.ResourceExhausted, "no room for %d volumes", attempts.Add(1)))
+	})
+	patch(s, claim, ask("2Gi"))
+	s.expectEvent(claim, "Warning VolumeResizeFailed", "no room for 1 volumes")
+	s.Eventually(func() []corev1.PersistentVolumeClaimConditionType { return s.resizeConditions(claim) }).
+		Should(gomega.Equal([]corev1.PersistentVolumeClaimConditionType{corev1.PersistentVolumeClaimControllerResizeError}))
+	s.Eventually(attempts.Load).Should(gomega.BeNumerically(">", 1), "it is tried again")
+	s.Consistently(attempts.Load, quiet).Should(gomega.BeNumerically("<", 12), "the condition must not end the wait for the next attempt")
+
+	driver.OnExpand(nil)
+	s.Eventually(func() [2]string { return s.sizes(claim) }).Should(gomega.Equal([2]string{"2Gi", "2Gi"}))
+	s.Expect(s.resizeConditions(claim)).To(gomega.BeEmpty())
+}
+
+func TestExpansionNeedsAClassThatAllowsIt(t *testing.T) {
+	t.Parallel()
+	s, driver := newScope(t), newMemoryDriver()
+	s.class()
+	s.run(driver)
+	claim := s.claim("data")
+	s.expectBound(claim)
+	err := tryPatch(s, claim, ask("2Gi"))
+	s.Expect(apierrors.IsForbidden(err)).To(gomega.BeTrue(), "the API server says %v", err)
+	s.Consistently(driver.Expansions, quiet).Should(gomega.BeEmpty())
+	s.Expect(s.sizes(claim)).To(gomega.Equal([2]string{"1Gi", "1Gi"}))
+}
+
+func TestVolumesDoNotShrink(t *testing.T) {
+	t.Parallel()
+	s, driver := newScope(t), newMemoryDriver()
+	s.class(growing)
+	s.run(driver)
+	claim := s.claim("data")
+	s.expectBound(claim)
+	patch(s, claim, ask("3Gi"))
+	s.Eventually(func() [2]string { return s.sizes(claim) }).Should(gomega.Equal([2]string{"3Gi", "3Gi"}))
+	err := tryPatch(s, claim, ask("2Gi"))
+	s.Expect(apierrors.IsInvalid(err)).To(gomega.BeTrue(), "the API server says %v", err)
+	s.Consistently(driver.Expansions, quiet).Should(gomega.Equal(inBytes("3Gi")))
+	s.Expect(s.sizes(claim)).To(gomega.Equal([2]string{"3Gi", "3Gi"}))
 	s.Expect(s.resizeConditions(claim)).To(gomega.BeEmpty())
 }
 

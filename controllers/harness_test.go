@@ -320,12 +320,18 @@ func (s *scope) get(o client.Object) bool {
 // patch changes o, which it reads first, by edit.
 func patch[T client.Object](s *scope, o T, edit func(T)) {
 	s.t.Helper()
+	s.ok(tryPatch(s, o, edit))
+}
+
+// tryPatch is patch for what the API server may refuse.
+func tryPatch[T client.Object](s *scope, o T, edit func(T)) error {
+	s.t.Helper()
 	if !s.get(o) {
 		s.t.Fatalf("%T %s is gone", o, o.GetName())
 	}
 	before := o.DeepCopyObject().(client.Object)
 	edit(o)
-	s.ok(s.client.Patch(s.t.Context(), o, client.MergeFrom(before)))
+	return s.client.Patch(s.t.Context(), o, client.MergeFrom(before))
 }
 
 func (s *scope) delete(o client.Object) {

@@ -2,6 +2,7 @@ package controllers_test
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -103,17 +104,17 @@ func (d *memoryDriver) Expansions() []int64 {
 }
 
 // Expand implements provisioner.Expander.
-func (d *memoryDriver) Expand(ctx context.Context, _ *corev1.PersistentVolume, size int64) (string, error) {
+func (d *memoryDriver) Expand(ctx context.Context, _ *corev1.PersistentVolume, size int64) (provisioner.Expansion, error) {
 	d.mu.Lock()
 	d.expansions = append(d.expansions, size)
 	hook := d.expand
 	d.mu.Unlock()
 	if hook != nil {
 		if err := hook(ctx, size); err != nil {
-			return "", err
+			return provisioner.Expansion{}, err
 		}
 	}
-	return "memory is cheap", nil
+	return provisioner.Expansion{Note: "memory is cheap", Annotations: map[string]string{"memory/size": fmt.Sprint(size)}}, nil
 }
 
 // Provisions returns the calls of Provision so far.

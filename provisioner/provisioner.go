@@ -78,10 +78,17 @@ type Record struct {
 type Expander interface {
 	// Expand makes room for size bytes in volume, which has less by its
 	// spec.capacity, and never takes any away. A call repeated after a crash
-	// finishes what the first began. The result says what the size means to
-	// those who use the volume; it is part of an event, for example "the size
-	// is not enforced: …".
-	Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (note string, err error)
+	// finishes what the first began.
+	Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (Expansion, error)
+}
+
+// Expansion is what became of a volume that has grown.
+type Expansion struct {
+	// Note says what the size means to those who use the volume; it is part of
+	// an event, for example "the size is not enforced: …".
+	Note string
+	// Annotations are those of the volume that are to change.
+	Annotations map[string]string
 }
 
 // Noticer is implemented by drivers that may have made a volume with less than its

@@ -112,24 +112,36 @@ func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) er
 }
 
 // Expand promises the volume more, which a quota enforces where there is one.
-func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (string, error) {
+// Whether there is may have changed since the volume was made: what its node says
+// now is the volume's annotation from then on.
+func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (provisioner.Expansion, error) {
 	if reason := d.ignores(volume); reason != "" {
-		return "", &controller.IgnoredError{Reason: reason}
+		return provisioner.Expansion{}, &controller.IgnoredError{Reason: reason}
 	}
 	id, expected, err := identify(volume)
 	if err != nil {
-		return "", fmt.Errorf("expand volume %s: %w", volume.Name, err)
+		return provisioner.Expansion{}, fmt.Errorf("expand volume %s: %w", volume.Name, err)
 	}
+	var state string
 	err = d.on(ctx, volume.Annotations[AnnNode], func(ctx context.Context, server csi.ControllerClient) error {
 		_, err := server.ControllerExpandVolume(expected.Attach(ctx), &csi.ControllerExpandVolumeRequest{
 			VolumeId: id.String(), CapacityRange: &csi.CapacityRange{RequiredBytes: size},
 		})
+		if err != nil {
+			return err
+		}
+		now, err := server.ControllerGetVolume(expected.Attach(ctx), &csi.ControllerGetVolumeRequest{VolumeId: id.String()})
+		state = now.GetVolume().GetVolumeContext()[wire.ContextQuota]
 		return err
 	})
-	if volume.Annotations[AnnQuota] == wire.QuotaEnforced {
-		return "the filesystem enforces it", outOfRange(err, size)
+	if err != nil {
+		return provisioner.Expansion{}, outOfRange(err, size)
 	}
-	return "the size is not enforced: volumes of a pool have its filesystem's space in common", outOfRange(err, size)
+	note := "the size is not enforced: volumes of a pool have its filesystem's space in common"
+	if state == wire.QuotaEnforced {
+		note = "the filesystem enforces it"
+	}
+	return provisioner.Expansion{Note: note, Annotations: map[string]string{AnnQuota: state}}, nil
 }
 
 // identify returns the id of volume, and what has to be true of its directory.

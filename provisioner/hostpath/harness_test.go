@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner"
+	"github.com/berth-storage/berth/provisioner/directory"
 	"github.com/berth-storage/berth/provisioner/hostpath"
 	"github.com/berth-storage/berth/provisioner/hostpath/node"
 )
@@ -27,6 +28,7 @@ type bench struct {
 	base   string // of the pool default
 	ssd    string // of the pool ssd
 	labels map[string]string
+	quota  directory.Quota // nil for none
 	driver *hostpath.Driver
 	ctx    context.Context
 }
@@ -46,6 +48,7 @@ func (b *bench) open() *hostpath.Driver {
 	nodes, err := hostpath.NewLocal(node.Options{
 		NodeName: nodeName,
 		Pools:    map[string][]string{"default": {b.base}, "ssd": {b.ssd}},
+		Quota:    b.quota,
 		Log:      logr.Discard(),
 	})
 	must(b.t, err)

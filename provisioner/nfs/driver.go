@@ -150,13 +150,13 @@ func (d *Driver) keepClearOfOthers(ctx context.Context, share Share, path string
 }
 
 // Expand records the new size. NFS has no way to enforce one.
-func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (string, error) {
+func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (provisioner.Expansion, error) {
 	share, expect, err := d.find(volume)
 	if err != nil {
-		return "", fmt.Errorf("expand volume %s: %w", volume.Name, err)
+		return provisioner.Expansion{}, fmt.Errorf("expand volume %s: %w", volume.Name, err)
 	}
 	const note = "the size is not enforced: volumes of an NFS share have its space in common"
-	return note, share.do(ctx, func(ctx context.Context) error { return share.Resize(ctx, volume.Name, expect, size) })
+	return provisioner.Expansion{Note: note}, share.do(ctx, func(ctx context.Context) error { return share.Resize(ctx, volume.Name, expect, size) })
 }
 
 // Delete moves the volume's directory to the trash or the archive, or lets it
