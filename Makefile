@@ -71,8 +71,8 @@ e2e: cluster-assets ## Test with real nodes: two kubelets with containerd; needs
 	BERTH_E2E=1 go test -count=1 -v -parallel 6 -timeout 15m ./test/cluster ./test/e2e
 
 .PHONY: csi-sanity
-csi-sanity: ## Run the CSI conformance suite on the node server, and list the specs that don't apply. Part of make test.
-	go test -count=1 -v -run TestCSISanity ./provisioner/hostpath/node
+csi-sanity: ## Run the CSI conformance suite on an agent, and list the specs that don't apply. Part of make test.
+	go test -count=1 -v -run TestCSISanity ./internal/agent
 
 .PHONY: check-monitoring
 check-monitoring: ## Check alerts and dashboard with Prometheus' own code.

@@ -1,8 +1,7 @@
-package node_test
+package agent_test
 
 import (
 	"context"
-	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +16,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/berth-storage/berth/internal/agenttls"
+	"github.com/berth-storage/berth/internal/agenttls/tlstest"
 )
 
 // leftOut says why a spec of the suite does not apply, by how the spec's name
@@ -38,24 +40,22 @@ var leftOut = []struct{ name, why string }{
 
 var sanityRan atomic.Bool
 
-// TestCSISanity runs the conformance suite of Kubernetes' storage group on the
-// server, over a socket, and lists what of it does not apply.
+// TestCSISanity runs the conformance suite of Kubernetes' storage group on an
+// agent, as its controller, and lists what of it does not apply.
 func TestCSISanity(t *testing.T) {
 	if sanityRan.Swap(true) {
 		t.Skip("Ginkgo runs a suite once per process")
 	}
-	s := newServer(t, options(t, 1))
-	socket := filepath.Join(t.TempDir(), "csi.sock")
-	listener, err := net.Listen("unix", socket)
-	must(t, err)
-	server := grpc.NewServer()
-	s.Register(server)
-	csi.RegisterNodeServer(server, noNode{})
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(server.Stop)
-
+	s := newSite(t)
+	s.certify()
+	source, err := s.authority.Source(s.authority, tlstest.Controller)
+	s.ok(err)
 	config := sanity.NewTestConfig()
-	config.Address = "unix://" + socket
+	config.Address = s.address
+	config.DialOptions = []grpc.DialOption{
+		grpc.WithTransportCredentials(agenttls.ClientCredentials(source)),
+		grpc.WithUnaryInterceptor(asController),
+	}
 	config.TargetPath = filepath.Join(t.TempDir(), "target")
 	config.StagingPath = filepath.Join(t.TempDir(), "staging")
 	specs := sanity.GinkgoTest(&config)
@@ -95,14 +95,15 @@ func whyLeftOut(spec string) string {
 	return leftOut[i].why
 }
 
-// noNode is the node service that there is none of: the suite asks it before it
+// asController says which node a call is meant for, as the controller does, and
+// answers for the node service that there is none of: the suite asks it before it
 // cleans up.
-type noNode struct{ csi.UnimplementedNodeServer }
-
-func (noNode) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
-	return &csi.NodeGetCapabilitiesResponse{}, nil
-}
-
-func (noNode) NodeUnpublishVolume(context.Context, *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	return nil, status.Error(codes.NotFound, "nothing is published")
+func asController(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+	switch method {
+	case csi.Node_NodeGetCapabilities_FullMethodName:
+		return nil // it has none
+	case csi.Node_NodeUnpublishVolume_FullMethodName:
+		return status.Error(codes.NotFound, "nothing is published")
+	}
+	return invoke(to(ctx, "n1"), method, req, reply, conn, o...)
 }
