@@ -134,7 +134,7 @@ func TestSecurityContextOfAgents(t *testing.T) {
 
 // TestMonitorVerifiesTheController when there is a certificate to verify.
 func TestMonitorVerifiesTheController(t *testing.T) {
-	endpoint := func(args ...string) map[string]any {
+	endpoint := func(t *testing.T, args ...string) map[string]any {
 		t.Helper()
 		all := byID(t, render(t, append([]string{"--set", "metrics.monitors.enabled=true"}, args...)...))
 		endpoints, _, err := unstructured.NestedSlice(all["ServiceMonitor/berth-controller"].Object, "spec", "endpoints")
@@ -153,12 +153,12 @@ func TestMonitorVerifiesTheController(t *testing.T) {
 		"none":       {nil, map[string]any{"insecureSkipVerify": true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, endpoint(c.args...)["tlsConfig"]); diff != "" {
+			if diff := cmp.Diff(c.want, endpoint(t, c.args...)["tlsConfig"]); diff != "" {
 				t.Error(diff)
 			}
 		})
 	}
-	withToken := endpoint("--set", "metrics.monitors.tokenSecret=prometheus")
+	withToken := endpoint(t, "--set", "metrics.monitors.tokenSecret=prometheus")
 	want := map[string]any{"credentials": map[string]any{"name": "prometheus", "key": "token"}}
 	if diff := cmp.Diff(want, withToken["authorization"]); diff != "" || withToken["bearerTokenFile"] != nil {
 		t.Errorf("%s, bearerTokenFile %v", diff, withToken["bearerTokenFile"])

@@ -129,6 +129,12 @@ func (d *sickDisk) wait() {
 	}
 }
 
+func (d *sickDisk) asked() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.calls
+}
+
 func (d *sickDisk) fallIll() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -201,10 +207,10 @@ func TestADiskThatHangsIsNotWaitedForAgain(t *testing.T) {
 		time.Sleep(askAgain)
 		wantMade("pvc-4", patience)
 		wantMade("pvc-5", 0)
-		calls := disk.calls
+		calls := disk.asked()
 		wantMade("pvc-6", 0)
-		if disk.calls != calls {
-			t.Errorf("the disk was asked %d times", disk.calls-calls)
+		if more := disk.asked() - calls; more != 0 {
+			t.Errorf("the disk was asked %d times", more)
 		}
 
 		disk.recover()
