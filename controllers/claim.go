@@ -323,7 +323,7 @@ func (r *ClaimReconciler) provisioningFailed(ctx context.Context, claim *corev1.
 		log.FromContext(ctx).V(1).Info("The driver left the claim to another", "reason", err.Error())
 		return reconcile.Result{}, nil
 	}
-	warn(r.Events, claim, reasonProvisioningFailed, actionProvision, "failed to provision volume with StorageClass %q: %v", class.Name, err)
+	warnOf(err, r.Events, claim, reasonProvisioningFailed, actionProvision, "failed to provision volume with StorageClass %q: %v", class.Name, err)
 	keys := claimOutcome(claim, class, start).keys(r.Clock.Now())
 	logger := log.FromContext(ctx).WithValues(keys...).WithValues("reason", err.Error())
 	switch {

@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -373,6 +374,26 @@ func TestClaimDeletedWhileTheDriverWorksLeavesNothing(t *testing.T) {
 	release()
 	s.expectEvent(claim, "Normal ProvisioningSucceeded", "")
 	s.expectNothingLeft(driver)
+}
+
+func TestNobodyIsToldWhatMayBeNothing(t *testing.T) {
+	t.Parallel()
+	s, driver := newScope(t), newMemoryDriver()
+	s.class()
+	s.run(driver)
+	attempt := 0
+	driver.OnProvision(func(context.Context, libcontroller.ProvisionOptions) (libcontroller.ProvisioningState, error) {
+		if attempt++; attempt <= 2 {
+			return libcontroller.ProvisioningNoChange, fmt.Errorf("create: %w",
+				&provisioner.UnavailableError{RetryAfter: 10 * time.Millisecond, Err: errors.New("not asked yet"), Premature: true})
+		}
+		return libcontroller.ProvisioningFinished, nil
+	})
+	claim := s.claim("data")
+	s.expectBound(claim)
+	s.expectEvent(claim, "Normal ProvisioningSucceeded", "Successfully provisioned volume pvc-"+string(claim.UID))
+	s.Expect(s.reasons(claim)).NotTo(gomega.HaveKey("Warning ProvisioningFailed"))
+	s.Expect(driver.Provisions()).To(gomega.HaveLen(3))
 }
 
 func TestVolumeNameTakenByAStranger(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
+
+	"github.com/berth-storage/berth/provisioner"
 )
 
 // Reasons of the events Berth writes. They are those of
@@ -36,6 +38,14 @@ const maxEventNote = 1024
 
 func warn(recorder events.EventRecorder, about runtime.Object, reason, action, format string, args ...any) {
 	emit(recorder, about, corev1.EventTypeWarning, reason, action, format, args...)
+}
+
+// warnOf is warn about an error of a driver, unless it is too early to say that
+// something is wrong.
+func warnOf(err error, recorder events.EventRecorder, about runtime.Object, reason, action, format string, args ...any) {
+	if !provisioner.IsPremature(err) {
+		warn(recorder, about, reason, action, format, args...)
+	}
 }
 
 func tell(recorder events.EventRecorder, about runtime.Object, reason, action, format string, args ...any) {

@@ -158,7 +158,7 @@ func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.Persiste
 		return reconcile.Result{}, nil
 	}
 	r.Metrics.expandFailed.WithLabelValues(volume.Spec.StorageClassName).Inc()
-	warn(r.Events, claim, reasonVolumeResizeFailed, actionExpand, "failed to expand volume %s: %v", volume.Name, err)
+	warnOf(err, r.Events, claim, reasonVolumeResizeFailed, actionExpand, "failed to expand volume %s: %v", volume.Name, err)
 	keys := r.keys(volume, start)
 	if refusedExpansion(err) {
 		if err := r.condemn(ctx, claim, clip(err.Error(), maxEventNote)); err != nil {

@@ -216,7 +216,7 @@ func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.Persisten
 		return nil
 	}
 	if err != nil {
-		warn(r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
+		warnOf(err, r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
 		return r.failed("Deletion failed", volume, start, err)
 	}
 	crashpoint.Reach(crashpoint.StorageDeleted)
@@ -248,7 +248,7 @@ func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVo
 		r.logEnd(ctx, "A volume that was never bound may hold data, and is left as its policy says", volume, start)
 		return nil
 	case err != nil:
-		warn(r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
+		warnOf(err, r.Events, volume, reasonVolumeFailedDelete, actionReclaim, "%v", err)
 		return r.failed("Taking back a volume that was never bound failed", volume, start, err)
 	}
 	crashpoint.Reach(crashpoint.StorageDeleted)

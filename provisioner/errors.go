@@ -71,6 +71,9 @@ type UnavailableError struct {
 	RetryAfter time.Duration
 	// Err is what happened.
 	Err error
+	// Premature says that nothing is known to be wrong yet: the storage was not
+	// asked, and the next try will tell. No event is made of it.
+	Premature bool
 }
 
 // Error says what happened.
@@ -87,4 +90,11 @@ func RetryAfter(err error) (time.Duration, bool) {
 		return 0, false
 	}
 	return unavailable.RetryAfter, true
+}
+
+// IsPremature reports whether err, or an error it wraps, is an UnavailableError
+// of which nobody has to be told.
+func IsPremature(err error) bool {
+	var unavailable *UnavailableError
+	return errors.As(err, &unavailable) && unavailable.Premature
 }

@@ -78,6 +78,7 @@ func (a *agent) prove(ctx context.Context, method string) error {
 	return &provisioner.UnavailableError{
 		RetryAfter: patiently + rand.N(patiently), //nolint:gosec // nothing secret about it
 		Err:        a.problem(fmt.Errorf("%w: it has not said yet that it is there", hostpath.ErrNotAsked)),
+		Premature:  !p.silent,
 	}
 }
 
