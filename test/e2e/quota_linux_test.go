@@ -45,7 +45,7 @@ func newQuotaRoom(t *testing.T) room {
 	t.Helper()
 	r := newRoom(t)
 	if noQuota != "" {
-		t.Skip(noQuota + ` ("go test ./test/uml" tests quotas in a kernel of its own)`)
+		t.Skip(noQuota + ` ("go test ./provisioner/hostpath/quota" tests quotas in a kernel of its own)`)
 	}
 	return r
 }
