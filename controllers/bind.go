@@ -30,8 +30,14 @@ import (
 // before BindReconciler does.
 const DefaultBindGrace = 500 * time.Millisecond
 
+// DefaultBindSilence is how long kube-controller-manager may have something to
+// do and do nothing before it is taken for dead. A standby takes over in 15 s, a
+// restart takes half a minute; what is longer does not matter to a process that
+// starts anew, since it reads all volumes first.
+const DefaultBindSilence = 75 * time.Second
+
 // BindReconciler binds the volumes of our drivers that kube-controller-manager
-// has not bound within a grace. What it writes is what kube-controller-manager
+// has not bound within a grace, though it has read them (volumeLag). What it writes is what kube-controller-manager
 // would have written (pkg/controller/volume/persistentvolume/pv_controller.go,
 // bind), in the same order, so either can finish what the other began.
 type BindReconciler struct {
@@ -46,8 +52,12 @@ type BindReconciler struct {
 	// Grace is how long kube-controller-manager has before this reconciler
 	// binds a volume itself.
 	Grace time.Duration
+	// Silence is how long kube-controller-manager may do nothing, while volumes
+	// wait to be bound, before they are bound without a sign of life from it.
+	Silence time.Duration
 
 	pacer *bindPacer
+	lag   *volumeLag
 }
 
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch
@@ -62,6 +72,11 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	if r.Client == nil || r.Drivers == nil || r.Metrics == nil || r.Clock == nil {
 		return fmt.Errorf("set up bind reconciler: Client, Drivers, Metrics and Clock are required")
 	}
+	r.lag = newVolumeLag(r.Clock, newLagPace(r.Silence))
+	if err := mgr.Add(&lagWatcher{client: r.Client, cache: mgr.GetCache(), lag: r.lag}); err != nil {
+		return fmt.Errorf("set up bind reconciler: %w", err)
+	}
+	r.Metrics.lag.set(func() (time.Duration, int) { return r.lag.Known(r.pacer.InLine()) })
 	r.pacer = newBindPacer(r.Clock, bindPace{
 		Settle:     r.Grace / 5,
 		Grace:      r.Grace,
@@ -97,6 +112,9 @@ func (r *BindReconciler) watchClaims() handler.EventHandler {
 			after, ok2 := e.ObjectNew.(*corev1.PersistentVolumeClaim)
 			if !ok || !ok2 {
 				return
+			}
+			if before.UID != after.UID { // made anew while the watch was broken
+				r.pacer.Forget(before.UID)
 			}
 			switch {
 			case after.Spec.VolumeName != "":
@@ -198,35 +216,69 @@ func decideBind(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeC
 // Reconcile binds one volume when it is time.
 func (r *BindReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	volume := &corev1.PersistentVolume{}
-	if err := r.Client.Get(ctx, req.NamespacedName, volume); err != nil {
-		return reconcile.Result{}, client.IgnoreNotFound(err)
+	err := r.Client.Get(ctx, req.NamespacedName, volume)
+	if apierrors.IsNotFound(err) {
+		r.lag.Forget(req.Name)
+		return reconcile.Result{}, nil
+	}
+	if err != nil {
+		return reconcile.Result{}, err
 	}
 	claim, err := r.claimOf(ctx, volume)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	switch decideBind(volume, claim) {
+	progress := decideBind(volume, claim)
+	switch progress {
 	case bindDone:
+		r.lag.Settled(volume.Name)
 		r.countBind(ctx, volume, claim)
 		return reconcile.Result{}, nil
 	case bindMoot:
+		r.lag.Settled(volume.Name)
 		r.pacer.Forget(claimUID(volume))
 		return reconcile.Result{}, nil
-	case bindLost:
-		return reconcile.Result{}, r.repairLost(ctx, volume, claim)
 	}
-	if wait := r.pacer.Wait(claim.UID, claimStateOf(claim)); wait > 0 {
+	if wait, why := r.wait(volume, claim, progress); wait > 0 {
+		log.FromContext(ctx).V(1).Info("Not bound yet", "claim", client.ObjectKeyFromObject(claim), "reason", why, "retryAfter", wait)
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
-	err = r.bind(ctx, volume, claim)
-	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+	if progress == bindLost {
+		err = r.repairLost(ctx, volume, claim)
+	} else {
+		err = r.bind(ctx, volume, claim)
+	}
+	if isLostRace(err) {
 		return reconcile.Result{RequeueAfter: r.Grace}, nil // decide anew when the cache has caught up
 	}
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	r.pacer.Bound(claim.UID)
+	if progress == bindOpen {
+		r.pacer.Bound(claim.UID)
+	}
 	return reconcile.Result{}, nil
+}
+
+// wait returns how long to wait before looking at a volume again, and for what;
+// 0 when it is time to bind it, or to put its claim right.
+func (r *BindReconciler) wait(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim, progress bindProgress) (time.Duration, string) {
+	if progress == bindLost {
+		if wait := r.lag.CalledLost(volume.Name, r.Clock.Since(volume.CreationTimestamp.Time)); wait > 0 {
+			return wait, "kube-controller-manager may put the claim right itself"
+		}
+	} else if wait := r.pacer.Wait(claim.UID, claimStateOf(claim), r.lag.Age(volume)); wait > 0 {
+		return wait, "kube-controller-manager may bind it, or is about to write to the claim"
+	}
+	return r.lag.Wait(volume, r.pacer.InLine())
+}
+
+// isLostRace reports whether a write failed since its object is another than it
+// was, or gone. A patch with the UID of an object that was made anew, or with
+// another volumeName than a claim has got meanwhile, is called Invalid by the API
+// server, not a Conflict.
+func isLostRace(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsInvalid(err)
 }
 
 // countBind counts a bind that the cache shows as done, once.
@@ -271,6 +323,7 @@ func (r *BindReconciler) claimOf(ctx context.Context, volume *corev1.PersistentV
 // the claim's phase, in kube-controller-manager's order.
 func (r *BindReconciler) bind(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
 	if volume.Status.Phase != corev1.VolumeBound {
+		r.lag.Binds(volume.Name)
 		// The resource version makes sure that a volume whose claim has gone,
 		// and which is being taken back, is not called Bound.
 		err := r.patchStatus(ctx, volume.DeepCopy(), map[string]any{
@@ -336,9 +389,10 @@ func (r *BindReconciler) patchStatus(ctx context.Context, object client.Object, 
 // repairLost puts right a claim that kube-controller-manager called Lost before
 // it had seen the claim's volume.
 func (r *BindReconciler) repairLost(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) error {
-	if err := r.patchClaimStatus(ctx, volume, claim); client.IgnoreNotFound(err) != nil {
+	if err := r.patchClaimStatus(ctx, volume, claim); err != nil {
 		return fmt.Errorf("repair lost claim: %w", err)
 	}
+	r.lag.Repaired(volume.Name)
 	r.Metrics.lostRepaired.Inc()
 	log.FromContext(ctx).Info("Repaired a claim that was marked Lost although its volume is there", volumeOutcome(r.Drivers, volume, time.Time{}).keys(time.Time{})...)
 	return nil

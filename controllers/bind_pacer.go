@@ -145,18 +145,23 @@ func (p *bindPacer) leaveLine(claim types.UID) (place uint64, inLine bool) {
 	return place, true
 }
 
+// InLine returns the number of claims that have still to get the annotation.
+func (p *bindPacer) InLine() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ahead(p.next)
+}
+
 // Wait returns how long to wait before looking again whether the claim may be
-// bound; 0 when it may be now. The first call for a claim is when its volume
-// became visible.
-func (p *bindPacer) Wait(claim types.UID, state claimState) time.Duration {
+// bound; 0 when it may be now. age is how long its volume has been visible.
+func (p *bindPacer) Wait(claim types.UID, state claimState, age time.Duration) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w, known := p.waiting[claim]
 	if !known {
-		w = &waitingClaim{firstSeen: p.clock.Now()}
+		w = &waitingClaim{firstSeen: p.clock.Now().Add(-age)}
 		p.waiting[claim] = w
 	}
-	age := p.clock.Since(w.firstSeen)
 	switch {
 	case !w.bound.IsZero() && p.clock.Since(w.bound) < p.pace.GiveUp:
 		return p.pace.GiveUp - p.clock.Since(w.bound)

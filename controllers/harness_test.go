@@ -74,6 +74,7 @@ type berthOptions struct {
 	config     *rest.Config // of whom it acts as
 	noBinder   bool
 	bindGrace  time.Duration
+	silence    time.Duration // of a kube-controller-manager that is taken for dead
 	sweepEvery time.Duration
 	sweepGrace time.Duration
 	clock      clock.WithDelayedExecution
@@ -93,7 +94,7 @@ type berth struct {
 // internal/cli wires them, and stops it when the test ends.
 func (s *scope) run(driver libcontroller.Provisioner, edits ...func(*berthOptions)) *berth {
 	s.t.Helper()
-	o := berthOptions{bindGrace: controllers.DefaultBindGrace, clock: clock.RealClock{}}
+	o := berthOptions{bindGrace: controllers.DefaultBindGrace, silence: controllers.DefaultBindSilence, clock: clock.RealClock{}}
 	for _, edit := range edits {
 		edit(&o)
 	}
@@ -166,7 +167,7 @@ func setup(ctx context.Context, mgr manager.Manager, drivers *provisioner.Regist
 		(&controllers.Census{Cache: mgr.GetCache(), Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: o.clock}).SetupWithManager(mgr),
 	}
 	if !o.noBinder {
-		binder := &controllers.BindReconciler{Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: o.clock, Grace: o.bindGrace}
+		binder := &controllers.BindReconciler{Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: o.clock, Grace: o.bindGrace, Silence: o.silence}
 		errs = append(errs, binder.SetupWithManager(mgr, workers))
 	}
 	if o.sweepEvery > 0 {

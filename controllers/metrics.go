@@ -12,6 +12,7 @@ type Metrics struct {
 	bindSeconds    *prometheus.HistogramVec
 	census         *censusCollector
 	lostRepaired   prometheus.Counter
+	lag            *lagCollector
 	orphans        *prometheus.GaugeVec
 	orphansRemoved *prometheus.CounterVec
 	missing        *prometheus.GaugeVec
@@ -84,6 +85,8 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 		Help: "Volumes that were dropped because their Node was deleted; their storage was not. Broken down by driver.",
 	}, []string{"driver"})
 	registerer.MustRegister(m.census, m.capacity, m.capacityWrites, m.lostNodes, m.lostVolumes, m.lostDropped)
+	m.lag = &lagCollector{}
+	registerer.MustRegister(m.lag)
 	registerer.MustRegister(m.bindSeconds, m.lostRepaired, m.orphans, m.orphansRemoved, m.missing, m.expandSeconds, m.expandFailed)
 	return m
 }

@@ -269,7 +269,7 @@ func (o *controllerOptions) setupControllers(ctx context.Context, mgr manager.Ma
 	}
 	if o.binding == bindingAssist {
 		binder := &controllers.BindReconciler{
-			Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: clock.RealClock{}, Grace: o.bindGrace,
+			Client: mgr.GetClient(), Drivers: drivers, Metrics: series, Clock: clock.RealClock{}, Grace: o.bindGrace, Silence: controllers.DefaultBindSilence,
 		}
 		if err := binder.SetupWithManager(mgr, o.workers); err != nil {
 			return err

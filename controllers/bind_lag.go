@@ -1,0 +1,500 @@
+package controllers
+
+import (
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+)
+
+// volumeLag knows how far kube-controller-manager has come with volumes, as
+// far as that can be seen from outside.
+//
+// kube-controller-manager calls a bound claim Lost whose volume is not in the
+// store of its PersistentVolume controller. That store is not a watch's: one
+// worker fills it, volume by volume, in the order in which volumes were made or
+// changed, and it waits for a token of a client of 20 requests a second
+// whenever a volume needs a request (pkg/controller/volume/persistentvolume,
+// pv_controller_base.go, volumeWorker and storeVolumeUpdate; pv_controller.go,
+// syncVolume and syncBoundClaim). So a volume may be bound by somebody else only
+// when the worker has read it. What tells:
+//
+//   - A volume that the worker still has to write to (its claim is gone, or it
+//     is to become Available) was not reached. Younger volumes wait behind it.
+//   - A younger volume that the worker has written to, or has bound, was
+//     reached, and with it all that are older. This is a proof.
+//   - Some volumes cost the worker requests, or time, and show nothing: those
+//     are reckoned.
+//   - A claim that was called Lost all the same says how much was overlooked.
+//   - Silence says nothing at all: while kube-controller-manager gives no sign
+//     of life, nobody knows what it has read.
+//
+// It holds little: volumes that wait to be bound, volumes that are yet without a
+// phase, and signs.
+type volumeLag struct {
+	clock clock.PassiveClock
+	pace  lagPace
+	// claimOf returns the claim that a volume refers to by name, nil when there is
+	// none, and volumesOf the volumes that refer to a claim. Both read a cache, and
+	// are called while mu is held: what they return is no older than the last event.
+	claimOf   func(*corev1.PersistentVolume) *corev1.PersistentVolumeClaim
+	volumesOf func(claim types.NamespacedName) []*corev1.PersistentVolume
+
+	mu    sync.Mutex
+	ready bool   // all that was there when the watch began is known
+	next  uint64 // place of the next new volume
+	total int    // volumes there are
+
+	// fresh are the volumes that nobody has given a phase yet.
+	fresh map[string]sighting
+	// waiting are those of ours that wait to be bound.
+	waiting map[string]sighting
+	// ours are those of fresh whose phase Berth writes.
+	ours map[string]bool
+	// signs are the volumes that the worker still has to write to.
+	signs map[string]*lagSign
+	// reads are the volumes that cost the worker a read at every resync.
+	reads map[string]bool
+
+	// read is the youngest volume that the worker is known to have read.
+	read sighting
+	// alive is when kube-controller-manager last gave a sign of life. It is taken
+	// for dead when it is silent for too long, until it gives one.
+	alive time.Time
+	dead  bool
+
+	learned   time.Duration
+	learnedAt time.Time
+	lost      map[string]*lostClaim
+
+	// What depends on all signs and all waiting volumes, as of looked.
+	looked time.Time
+	oldest time.Time // the oldest sign that counts; zero for none
+	stuck  int       // signs that do not count
+	asked  time.Time // the oldest volume that waits; zero for none
+}
+
+// lagPace holds the constants of a volumeLag.
+type lagPace struct {
+	// Margin is how much younger than a volume a sign may be and still count.
+	// It covers claims that are deleted about when the volume is made: watches of
+	// volumes and of claims do not run in step.
+	Margin time.Duration
+	// Read is what a request costs the worker when there are many: its client
+	// makes 20 a second.
+	Read time.Duration
+	// Resync is what a volume costs the worker at a resync that needs no
+	// request, and MaxResync what all of them count for at most.
+	Resync, MaxResync time.Duration
+	// Leave is the lag from which on volumes are left to kube-controller-manager,
+	// which binds them when it gets there.
+	Leave time.Duration
+	// Stuck is for how long a sign must have stayed, after a volume that was made
+	// later was read, to be taken for one that stays for ever: the volumes of
+	// deleted claims join the worker's queue by way of that of claims.
+	Stuck time.Duration
+	// Silence is how long kube-controller-manager may have something to do and
+	// do nothing before it is taken for dead.
+	Silence time.Duration
+	// Forget is the time after which half of what was learned is forgotten, and
+	// MaxLearned the most that is learned.
+	Forget, MaxLearned time.Duration
+	// Repair is how long a claim stays Lost before Berth puts it right: longer
+	// than kube-controller-manager's resync of 15 s, by which it does so itself: 20
+	// s for a silence of 75 s. It doubles each time, up to MaxRepair.
+	Repair, MaxRepair time.Duration
+	// Look is how often all signs are looked at, at the most.
+	Look time.Duration
+}
+
+// newLagPace returns the constants for a kube-controller-manager that is taken
+// for dead after silence.
+func newLagPace(silence time.Duration) lagPace {
+	return lagPace{
+		Margin:     1500 * time.Millisecond,
+		Read:       55 * time.Millisecond,
+		Resync:     50 * time.Microsecond,
+		MaxResync:  5 * time.Second,
+		Leave:      10 * time.Second,
+		Stuck:      30 * time.Second,
+		Silence:    silence,
+		Forget:     2 * time.Minute,
+		MaxLearned: 30 * time.Second,
+		Repair:     silence * 4 / 15,
+		MaxRepair:  5 * time.Minute,
+		Look:       100 * time.Millisecond,
+	}
+}
+
+// sighting is when the watch showed a volume for the first time, and its
+// place among all that it showed: volumes come in the order in which they
+// were made, for kube-controller-manager too.
+type sighting struct {
+	place uint64
+	at    time.Time
+}
+
+type lagSign struct {
+	since time.Time
+	// passed is when it was first noticed that the worker has read a volume that
+	// was made later.
+	passed time.Time
+}
+
+type lostClaim struct {
+	due  time.Time
+	wait time.Duration
+}
+
+func newVolumeLag(c clock.PassiveClock, pace lagPace) *volumeLag {
+	return &volumeLag{
+		clock:   c,
+		pace:    pace,
+		next:    1,
+		fresh:   map[string]sighting{},
+		waiting: map[string]sighting{},
+		ours:    map[string]bool{},
+		signs:   map[string]*lagSign{},
+		reads:   map[string]bool{},
+		lost:    map[string]*lostClaim{},
+	}
+}
+
+// Ready notes that all volumes and claims that were there when the watch began
+// have been shown.
+func (l *volumeLag) Ready() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ready = true
+}
+
+// volumeWork is what a volume has kube-controller-manager's worker do.
+type volumeWork int
+
+const (
+	// workNone: nothing that takes a request.
+	workNone volumeWork = iota
+	// workRead: a live read of the claim at every resync, which nobody can see.
+	workRead
+	// workWrite: it has to write the volume's phase.
+	workWrite
+)
+
+// workOf says what volume has kube-controller-manager's worker do. claim is the
+// claim that volume refers to by name, nil when there is none.
+// (pv_controller.go, syncVolume.)
+func workOf(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) volumeWork {
+	ref, phase := volume.Spec.ClaimRef, volume.Status.Phase
+	ended := phase == corev1.VolumeReleased || phase == corev1.VolumeFailed
+	switch {
+	case ref == nil || ref.UID == "":
+		if phase == corev1.VolumeAvailable {
+			return workNone
+		}
+		return workWrite
+	case claim != nil && claim.UID == ref.UID:
+		if claim.Spec.VolumeName != "" && claim.Spec.VolumeName != volume.Name && !ended {
+			return workWrite
+		}
+		return workNone
+	case !ended:
+		return workWrite
+	case claim != nil:
+		return workRead
+	}
+	return workNone
+}
+
+// VolumeAdded notes a volume that the watch shows for the first time. known says
+// that it was there before the watch began.
+func (l *volumeLag) VolumeAdded(volume *corev1.PersistentVolume, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total++
+	if isFresh(volume) {
+		s := l.sight(volume.Name)
+		if known {
+			s.place = 0 // lists have no order
+			l.fresh[volume.Name] = s
+		}
+	}
+	l.note(volume)
+}
+
+// VolumeChanged notes that a volume is another than before.
+func (l *volumeLag) VolumeChanged(before, after *corev1.PersistentVolume) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if before.Status.Phase != after.Status.Phase {
+		l.phaseMoved(before, after)
+	}
+	l.note(after)
+}
+
+// phaseMoved draws what can be drawn from a phase that somebody wrote: that was
+// kube-controller-manager, unless it was Berth.
+func (l *volumeLag) phaseMoved(before, after *corev1.PersistentVolume) {
+	name := after.Name
+	seen, wasFresh := l.fresh[name]
+	byBerth := l.ours[name]
+	if !isFresh(after) {
+		delete(l.fresh, name)
+		delete(l.ours, name)
+	}
+	if byBerth {
+		return
+	}
+	l.lives()
+	if wasFresh && isFresh(before) {
+		l.proves(seen)
+	}
+}
+
+func isFresh(volume *corev1.PersistentVolume) bool {
+	return volume.Status.Phase == "" || volume.Status.Phase == corev1.VolumePending
+}
+
+// note brings up to date what volume is a sign of.
+func (l *volumeLag) note(volume *corev1.PersistentVolume) {
+	work := workOf(volume, l.claimOf(volume))
+	if work == workRead {
+		l.reads[volume.Name] = true
+	} else {
+		delete(l.reads, volume.Name)
+	}
+	_, known := l.signs[volume.Name]
+	switch {
+	case work == workWrite && !known:
+		l.signs[volume.Name] = &lagSign{since: l.clock.Now()}
+	case work != workWrite && known:
+		delete(l.signs, volume.Name)
+		l.looked = time.Time{}
+	}
+}
+
+// ClaimMoved notes that a claim came, went, or got its volume.
+func (l *volumeLag) ClaimMoved(claim types.NamespacedName) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, volume := range l.volumesOf(claim) {
+		l.note(volume)
+	}
+}
+
+// VolumeGone notes that a volume is gone.
+func (l *volumeLag) VolumeGone(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total--
+	l.forget(name)
+}
+
+// Forget drops a volume that the cache has no more.
+func (l *volumeLag) Forget(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forget(name)
+}
+
+func (l *volumeLag) forget(name string) {
+	delete(l.fresh, name)
+	delete(l.waiting, name)
+	delete(l.ours, name)
+	delete(l.signs, name)
+	delete(l.reads, name)
+	delete(l.lost, name)
+	l.looked = time.Time{}
+}
+
+// ClusterLives notes that kube-controller-manager has written something.
+func (l *volumeLag) ClusterLives() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lives()
+}
+
+func (l *volumeLag) lives() {
+	l.alive, l.dead = l.clock.Now(), false
+}
+
+// proves notes that the worker has read a volume.
+func (l *volumeLag) proves(seen sighting) {
+	if seen.place > l.read.place {
+		l.read = seen
+		l.looked = time.Time{}
+	}
+}
+
+// sight returns when a fresh volume was seen first, which is now unless it was.
+func (l *volumeLag) sight(name string) sighting {
+	seen, known := l.fresh[name]
+	if !known {
+		seen = sighting{place: l.next, at: l.clock.Now()}
+		l.next++
+		l.fresh[name] = seen
+	}
+	return seen
+}
+
+// await returns when a volume of ours that waits to be bound was seen first.
+func (l *volumeLag) await(volume *corev1.PersistentVolume) sighting {
+	seen, known := l.waiting[volume.Name]
+	if known {
+		return seen
+	}
+	if isFresh(volume) {
+		seen = l.sight(volume.Name)
+	} else { // a bind that somebody began
+		seen = sighting{place: l.next, at: l.clock.Now()}
+		l.next++
+	}
+	l.waiting[volume.Name] = seen
+	return seen
+}
+
+// Age is how long the watch has shown a volume that waits to be bound.
+func (l *volumeLag) Age(volume *corev1.PersistentVolume) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.clock.Since(l.await(volume).at)
+}
+
+// Binds notes that Berth is about to write the volume's phase, so that nobody
+// takes it for kube-controller-manager's.
+func (l *volumeLag) Binds(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ours[name] = true
+}
+
+// Settled notes that the volume waits no more: it is bound, or will not be.
+func (l *volumeLag) Settled(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.waiting, name)
+}
+
+// Wait returns how long to wait before asking again whether
+// kube-controller-manager has read the volume, and for what; 0 when it surely
+// has, or is dead. writes is the number of other writes that are due to
+// claims, for which its client has the same tokens.
+func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Duration, string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	seen := l.await(volume)
+	l.look()
+	age := l.clock.Since(seen.at)
+	switch need := l.need(writes); {
+	case !l.ready:
+		return poll(age), "Berth is still reading which volumes there are"
+	case l.dead, l.read.place > 0 && seen.place <= l.read.place:
+		return 0, ""
+	case !l.oldest.IsZero() && l.oldest.Before(seen.at.Add(l.pace.Margin)):
+		return poll(age), "kube-controller-manager has older volumes to deal with"
+	case need > l.pace.Leave:
+		return poll(age), "kube-controller-manager is far behind with volumes, and binds this one when it gets there"
+	case age < need:
+		return min(need-age, poll(age)), "kube-controller-manager may be behind with volumes"
+	case !l.alive.After(seen.at):
+		return poll(age), "kube-controller-manager has done nothing since the volume is there"
+	}
+	return 0, ""
+}
+
+// poll is how soon to look again at something that has lasted for age.
+func poll(age time.Duration) time.Duration {
+	return min(max(age/8, 100*time.Millisecond), time.Second)
+}
+
+// need is how old a volume must be for the worker to have read it, by what
+// can't be seen.
+func (l *volumeLag) need(writes int) time.Duration {
+	need := min(time.Duration(l.total)*l.pace.Resync, l.pace.MaxResync)
+	if reads := len(l.reads); reads > 0 {
+		need += time.Duration(reads+writes) * l.pace.Read
+	}
+	return max(need, l.known())
+}
+
+// known is what of the learned lag is not forgotten yet.
+func (l *volumeLag) known() time.Duration {
+	return l.learned >> min(62, l.clock.Since(l.learnedAt)/l.pace.Forget)
+}
+
+// look brings up to date what depends on all signs and waiting volumes.
+func (l *volumeLag) look() {
+	now := l.clock.Now()
+	if now.Sub(l.looked) < l.pace.Look {
+		return
+	}
+	l.looked, l.oldest, l.stuck, l.asked = now, time.Time{}, 0, time.Time{}
+	for _, sign := range l.signs {
+		if sign.passed.IsZero() && l.read.at.After(sign.since.Add(l.pace.Margin)) {
+			sign.passed = now
+		}
+		switch {
+		case !sign.passed.IsZero() && now.Sub(sign.passed) >= l.pace.Stuck:
+			l.stuck++
+		case l.oldest.IsZero() || sign.since.Before(l.oldest):
+			l.oldest = sign.since
+		}
+	}
+	for _, volume := range l.waiting {
+		if l.asked.IsZero() || volume.at.Before(l.asked) {
+			l.asked = volume.at
+		}
+	}
+	if l.asked.IsZero() {
+		return
+	}
+	since := l.asked
+	if l.alive.After(since) {
+		since = l.alive
+	}
+	l.dead = l.dead || now.Sub(since) >= l.pace.Silence
+}
+
+// Known returns the lag that is known, and how many signs do not count since
+// they stay for ever.
+func (l *volumeLag) Known(writes int) (lag time.Duration, stuck int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.look()
+	lag = l.need(writes)
+	if !l.oldest.IsZero() {
+		lag = max(lag, l.clock.Since(l.oldest))
+	}
+	return lag, l.stuck
+}
+
+// CalledLost notes that kube-controller-manager has called the claim of a volume
+// of that age Lost: it had not read it yet. It returns how long to wait
+// before putting the claim right; 0 when it is time.
+func (l *volumeLag) CalledLost(name string, age time.Duration) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Now()
+	lost, again := l.lost[name]
+	if !again {
+		lost = &lostClaim{wait: l.pace.Repair, due: now.Add(l.pace.Repair)}
+		l.lost[name] = lost
+	}
+	if lag := min(2*age, l.pace.MaxLearned); !again && age < l.pace.MaxLearned && lag > l.known() {
+		l.learned, l.learnedAt = lag, now
+	}
+	return max(0, lost.due.Sub(now))
+}
+
+// Repaired notes that Berth has put a claim right. The next time it waits longer.
+func (l *volumeLag) Repaired(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lost, known := l.lost[name]
+	if !known {
+		return
+	}
+	lost.wait = min(2*lost.wait, l.pace.MaxRepair)
+	lost.due = l.clock.Now().Add(lost.wait)
+}

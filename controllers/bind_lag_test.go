@@ -1,0 +1,364 @@
+package controllers
+
+import (
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+func TestWorkThatAVolumeMakes(t *testing.T) {
+	const retain = corev1.PersistentVolumeReclaimRetain
+	another := newClaim(func(c *corev1.PersistentVolumeClaim) { c.UID = "another" })
+	unclaimed := func(v *corev1.PersistentVolume) { v.Spec.ClaimRef = nil }
+	reserved := func(v *corev1.PersistentVolume) { v.Spec.ClaimRef.UID = "" }
+	for rule, tt := range map[string]struct {
+		volume *corev1.PersistentVolume
+		claim  *corev1.PersistentVolumeClaim
+		want   volumeWork
+	}{
+		"Pending, its claim waits for it":                  {newOurVolume(corev1.VolumePending, retain), newClaim(), workNone},
+		"Bound to its claim":                               {newOurVolume(corev1.VolumeBound, retain), newClaim(boundTo("pvc-claim-uid")), workNone},
+		"Bound, its claim is gone":                         {newOurVolume(corev1.VolumeBound, retain), nil, workWrite},
+		"Bound, its claim was made anew":                   {newOurVolume(corev1.VolumeBound, retain), another, workWrite},
+		"Pending, its claim is gone":                       {newOurVolume(corev1.VolumePending, retain), nil, workWrite},
+		"Pending, its claim is bound elsewhere":            {newOurVolume(corev1.VolumePending, retain), newClaim(boundTo("static")), workWrite},
+		"Released, its claim is gone":                      {newOurVolume(corev1.VolumeReleased, retain), nil, workNone},
+		"Released, its claim was made anew":                {newOurVolume(corev1.VolumeReleased, retain), another, workRead},
+		"Failed, its claim was made anew":                  {newOurVolume(corev1.VolumeFailed, retain), another, workRead},
+		"Released, its claim is bound elsewhere":           {newOurVolume(corev1.VolumeReleased, retain), newClaim(boundTo("static")), workNone},
+		"new, for nobody":                                  {newOurVolume("", retain, unclaimed), nil, workWrite},
+		"Pending, for nobody":                              {newOurVolume(corev1.VolumePending, retain, unclaimed), nil, workWrite},
+		"Released, and its claimRef was removed":           {newOurVolume(corev1.VolumeReleased, retain, unclaimed), nil, workWrite},
+		"Available, for nobody":                            {newOurVolume(corev1.VolumeAvailable, retain, unclaimed), nil, workNone},
+		"Available, for whoever has a name":                {newOurVolume(corev1.VolumeAvailable, retain, reserved), newClaim(), workNone},
+		"Pending, for whoever has a name":                  {newOurVolume(corev1.VolumePending, retain, reserved), newClaim(), workWrite},
+		"Bound, and the uid in its claimRef was taken out": {newOurVolume(corev1.VolumeBound, retain, reserved), newClaim(), workWrite},
+	} {
+		t.Run(rule, func(t *testing.T) {
+			if got := workOf(tt.volume, tt.claim); got != tt.want {
+				t.Errorf("workOf = %d, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
+// lagTest drives a volumeLag by a fake clock, and plays the cache.
+type lagTest struct {
+	*testing.T
+	*volumeLag
+	clock   *clocktesting.FakePassiveClock
+	claims  map[string]*corev1.PersistentVolumeClaim
+	volumes map[string]*corev1.PersistentVolume
+}
+
+func newLagTest(t *testing.T) *lagTest {
+	clock := clocktesting.NewFakePassiveClock(time.Unix(1_700_000_000, 0))
+	l := &lagTest{
+		T: t, volumeLag: newVolumeLag(clock, newLagPace(DefaultBindSilence)), clock: clock,
+		claims: map[string]*corev1.PersistentVolumeClaim{}, volumes: map[string]*corev1.PersistentVolume{},
+	}
+	l.claimOf = func(v *corev1.PersistentVolume) *corev1.PersistentVolumeClaim {
+		if v.Spec.ClaimRef == nil {
+			return nil
+		}
+		return l.claims[v.Spec.ClaimRef.Name]
+	}
+	l.volumesOf = func(claim types.NamespacedName) (found []*corev1.PersistentVolume) {
+		for _, v := range l.volumes {
+			if v.Spec.ClaimRef != nil && v.Spec.ClaimRef.Name == claim.Name {
+				found = append(found, v)
+			}
+		}
+		return found
+	}
+	l.Ready()
+	l.ClusterLives()
+	return l
+}
+
+func (l *lagTest) pass(d time.Duration) { l.clock.SetTime(l.clock.Now().Add(d)) }
+
+// made shows a volume that was made for the claim of its name.
+func (l *lagTest) made(name string, phase corev1.PersistentVolumePhase) *corev1.PersistentVolume {
+	uid := types.UID(name + "-uid")
+	v := newOurVolume(phase, corev1.PersistentVolumeReclaimRetain, func(v *corev1.PersistentVolume) {
+		v.Name = name
+		v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: name, UID: uid}
+	})
+	l.claims[name] = newClaim(func(c *corev1.PersistentVolumeClaim) { c.Name, c.UID = name, uid })
+	if phase == corev1.VolumeBound {
+		l.claims[name].Spec.VolumeName = name
+	}
+	return l.show(v)
+}
+
+func (l *lagTest) show(v *corev1.PersistentVolume) *corev1.PersistentVolume {
+	l.volumes[v.Name] = v
+	l.VolumeAdded(v, false)
+	return v
+}
+
+// static shows a volume that nobody has claimed.
+func (l *lagTest) static(name string) *corev1.PersistentVolume {
+	return l.show(newOurVolume(corev1.VolumePending, corev1.PersistentVolumeReclaimRetain, func(v *corev1.PersistentVolume) {
+		v.Name, v.Spec.ClaimRef = name, nil
+	}))
+}
+
+// writes has kube-controller-manager write a volume's phase.
+func (l *lagTest) writes(v *corev1.PersistentVolume, phase corev1.PersistentVolumePhase) {
+	after := v.DeepCopy()
+	after.Status.Phase = phase
+	l.volumes[v.Name] = after
+	l.VolumeChanged(v, after)
+}
+
+// deletes has a claim go, and come again under its name when anew.
+func (l *lagTest) deletes(name string, anew bool) {
+	delete(l.claims, name)
+	if anew {
+		l.claims[name] = newClaim(func(c *corev1.PersistentVolumeClaim) { c.Name, c.UID = name, "anew" })
+	}
+	l.ClaimMoved(types.NamespacedName{Namespace: "ns", Name: name})
+}
+
+func (l *lagTest) waits(v *corev1.PersistentVolume, want bool) {
+	l.Helper()
+	l.pass(l.pace.Look) // what depends on all signs is looked at anew
+	if wait, why := l.Wait(v, 0); wait > 0 != want {
+		l.Errorf("%s waits %s (%s), want it to wait: %v", v.Name, wait, why, want)
+	}
+}
+
+func TestQuietClusterHasReadAVolumeWhenItLives(t *testing.T) {
+	l := newLagTest(t)
+	v := l.made("new", corev1.VolumePending)
+	l.pass(time.Second)
+	l.waits(v, true) // who knows?
+	l.ClusterLives()
+	l.waits(v, false)
+}
+
+func TestVolumeWaitsForOlderOnesWhoseClaimsAreGone(t *testing.T) {
+	l := newLagTest(t)
+	old := l.made("old", corev1.VolumeBound)
+	l.deletes("old", false)
+	v := l.made("new", corev1.VolumePending)
+	l.pass(5 * time.Second)
+	l.ClusterLives()
+	l.waits(v, true)
+	l.writes(old, corev1.VolumeReleased)
+	l.waits(v, false)
+}
+
+func TestSignThatIsMuchYoungerThanTheVolumeDoesNotCount(t *testing.T) {
+	l := newLagTest(t)
+	l.made("old", corev1.VolumeBound)
+	v := l.made("new", corev1.VolumePending)
+	l.pass(l.pace.Margin / 2)
+	l.deletes("old", false)
+	l.ClusterLives()
+	l.waits(v, true) // about at the same time: it may have been first
+
+	l.made("old2", corev1.VolumeBound)
+	w := l.made("new2", corev1.VolumePending)
+	l.writes(l.volumes["old"], corev1.VolumeReleased)
+	l.pass(l.pace.Margin * 2)
+	l.deletes("old2", false)
+	l.ClusterLives()
+	l.waits(w, false)
+}
+
+func TestVolumesThatAreToBecomeAvailableAreASign(t *testing.T) {
+	l := newLagTest(t)
+	s := l.static("static")
+	v := l.made("new", corev1.VolumePending)
+	l.pass(5 * time.Second)
+	l.ClusterLives()
+	l.waits(v, true)
+	l.writes(s, corev1.VolumeAvailable)
+	l.waits(v, false)
+}
+
+func TestAYoungerVolumeThatWasReadProvesTheOlder(t *testing.T) {
+	l := newLagTest(t)
+	l.made("old", corev1.VolumeBound)
+	l.deletes("old", false)
+	v := l.made("new", corev1.VolumePending)
+	younger := l.made("younger", corev1.VolumePending)
+	l.waits(v, true)
+	l.writes(younger, corev1.VolumeBound)
+	l.waits(v, false)
+}
+
+func TestWhatBerthWritesProvesNothing(t *testing.T) {
+	l := newLagTest(t)
+	l.made("old", corev1.VolumeBound)
+	l.deletes("old", false)
+	v := l.made("new", corev1.VolumePending)
+	younger := l.made("younger", corev1.VolumePending)
+	l.Binds(younger.Name)
+	l.writes(younger, corev1.VolumeBound)
+	l.waits(v, true)
+}
+
+func TestWhatBerthWritesIsNoSignOfLife(t *testing.T) {
+	l := newLagTest(t)
+	v := l.made("new", corev1.VolumePending)
+	other := l.made("other", corev1.VolumePending)
+	l.pass(time.Second)
+	l.Binds(other.Name)
+	l.writes(other, corev1.VolumeBound)
+	l.waits(v, true)
+}
+
+func TestReleasedVolumesOfClaimsMadeAnewTakeTime(t *testing.T) {
+	l := newLagTest(t)
+	for i := range 100 {
+		name := string(rune('a'+i/26)) + string(rune('a'+i%26))
+		old := l.made(name, corev1.VolumeBound)
+		l.deletes(name, true)
+		l.writes(old, corev1.VolumeReleased)
+	}
+	v := l.made("new", corev1.VolumePending)
+	l.pass(5 * time.Second)
+	l.ClusterLives()
+	l.waits(v, true) // 100 reads at 20 a second
+	l.pass(time.Second)
+	l.waits(v, false)
+	if wait, _ := l.Wait(v, 200); wait == 0 {
+		t.Error("the tokens that other writes take are not reckoned")
+	}
+	l.VolumeGone("aa")
+	if got := len(l.reads); got != 99 {
+		t.Errorf("%d volumes cost a read, want 99", got)
+	}
+}
+
+func TestLongLagIsLeftToTheCluster(t *testing.T) {
+	l := newLagTest(t)
+	l.reads = map[string]bool{}
+	for i := range 300 {
+		l.reads[string(rune(i))] = true
+	}
+	v := l.made("new", corev1.VolumePending)
+	l.pass(time.Minute)
+	l.ClusterLives()
+	l.waits(v, true) // however old it is: kube-controller-manager binds it
+	younger := l.made("younger", corev1.VolumePending)
+	l.writes(younger, corev1.VolumeBound)
+	l.waits(v, false)
+}
+
+func TestManyVolumesTakeTimeAtAResync(t *testing.T) {
+	l := newLagTest(t)
+	l.total = 20_000
+	v := l.made("new", corev1.VolumePending)
+	l.pass(500 * time.Millisecond)
+	l.ClusterLives()
+	l.waits(v, true)
+	l.pass(500 * time.Millisecond)
+	l.waits(v, false)
+}
+
+func TestSignThatStaysWhileYoungerVolumesAreReadIsStuck(t *testing.T) {
+	l := newLagTest(t)
+	l.static("refused") // a policy forbids to write its phase
+	l.pass(2 * l.pace.Margin)
+	v := l.made("new", corev1.VolumePending)
+	l.pass(time.Minute)
+	l.ClusterLives()
+	l.waits(v, true)
+	l.writes(v, corev1.VolumeBound) // kube-controller-manager got to it
+	w := l.made("next", corev1.VolumePending)
+	l.ClusterLives()
+	l.waits(w, true)
+	l.pass(l.pace.Stuck)
+	x := l.made("last", corev1.VolumePending)
+	l.pass(time.Second)
+	l.ClusterLives()
+	l.waits(x, false)
+	if _, stuck := l.Known(0); stuck != 1 {
+		t.Errorf("%d signs are stuck, want 1", stuck)
+	}
+	l.VolumeGone("refused")
+	if _, stuck := l.Known(0); stuck != 0 {
+		t.Errorf("%d signs are stuck after it has gone, want 0", stuck)
+	}
+}
+
+func TestSilentClusterIsTakenForDeadUntilItLives(t *testing.T) {
+	l := newLagTest(t)
+	l.made("old", corev1.VolumeBound)
+	l.deletes("old", false)
+	l.pass(time.Hour) // nobody asked anything of it
+	v := l.made("new", corev1.VolumePending)
+	l.waits(v, true)
+	l.pass(l.pace.Silence)
+	l.waits(v, false)
+	l.Settled(v.Name)
+	w := l.made("next", corev1.VolumePending)
+	l.waits(w, false)
+	l.ClusterLives()
+	x := l.made("last", corev1.VolumePending)
+	l.waits(x, true)
+}
+
+func TestLostClaimTeachesTheLag(t *testing.T) {
+	l := newLagTest(t)
+	lost := l.made("lost", corev1.VolumeBound)
+	if wait := l.CalledLost(lost.Name, 3*time.Second); wait != l.pace.Repair {
+		t.Errorf("the claim is put right after %s, want %s", wait, l.pace.Repair)
+	}
+	v := l.made("new", corev1.VolumePending)
+	l.pass(5 * time.Second)
+	l.ClusterLives()
+	l.waits(v, true)
+	l.pass(time.Second)
+	l.waits(v, false)
+	l.pass(10 * l.pace.Forget)
+	if lag, _ := l.Known(0); lag > 10*time.Millisecond {
+		t.Errorf("after %s the lag is still %s", 10*l.pace.Forget, lag)
+	}
+}
+
+func TestClaimThatWasLostForLongTeachesNothing(t *testing.T) {
+	l := newLagTest(t)
+	l.CalledLost("lost", time.Hour) // another leader saw it happen
+	if lag, _ := l.Known(0); lag != 0 {
+		t.Errorf("the lag is %s", lag)
+	}
+}
+
+func TestRepairsBackOff(t *testing.T) {
+	l := newLagTest(t)
+	lost := l.made("lost", corev1.VolumeBound)
+	for _, want := range []time.Duration{20 * time.Second, 40 * time.Second, 80 * time.Second} {
+		if wait := l.CalledLost(lost.Name, time.Second); wait != want {
+			t.Errorf("the claim is put right after %s, want %s", wait, want)
+		}
+		l.pass(want)
+		if wait := l.CalledLost(lost.Name, time.Second); wait != 0 {
+			t.Errorf("the claim is put right after %s more", wait)
+		}
+		l.Repaired(lost.Name)
+	}
+}
+
+func TestLagKeepsNothingOfVolumesThatAreGone(t *testing.T) {
+	l := newLagTest(t)
+	for _, phase := range []corev1.PersistentVolumePhase{corev1.VolumePending, corev1.VolumeBound} {
+		v := l.made("v"+string(phase), phase)
+		l.Wait(v, 0)
+		l.Binds(v.Name)
+		l.CalledLost(v.Name, time.Second)
+		l.deletes(v.Name, false)
+		l.VolumeGone(v.Name)
+	}
+	if n := len(l.fresh) + len(l.waiting) + len(l.ours) + len(l.signs) + len(l.reads) + len(l.lost) + l.total; n != 0 {
+		t.Errorf("%d entries are left: %+v", n, l.volumeLag)
+	}
+}
