@@ -166,7 +166,7 @@ check-release: $(CYCLONEDX) $(HELM) ## Make binary, bill of materials and chart 
 ##@ Development control plane
 
 .PHONY: cluster-assets
-cluster-assets: ## Build etcd, Kubernetes and kubectl once (about 9 minutes), unless KUBEBUILDER_ASSETS names them.
+cluster-assets: ## Build etcd, Kubernetes and kubectl once (about 9 minutes), unless KUBEBUILDER_ASSETS names them; KUBERNETES=1.34 for another version.
 	@go -C hack/cluster run . assets >/dev/null
 
 .PHONY: cluster-up

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -33,41 +32,39 @@ const (
 // build is one way to compile the binaries: from which sources, with which flags,
 // to which folder.
 type build struct {
+	release
 	source   string // the module hyperkube
 	out      string
-	version  string // of Kubernetes
 	progress *progress
 }
 
+// newBuild returns the build of the version that the environment asks for.
 func newBuild(out string) (*build, error) {
-	root, err := controlplane.RepositoryRoot()
+	wanted, err := controlplane.ParseWanted(os.Getenv(controlplane.VersionEnv))
 	if err != nil {
 		return nil, err
 	}
-	source := filepath.Join(root, "hack", "cluster", "hyperkube")
-	version, err := kubernetesVersion(filepath.Join(source, "go.mod"))
+	source, err := sourceFolder()
 	if err != nil {
 		return nil, err
 	}
-	out, err = outputFolder(out, "k8s", version)
+	chosen, err := chooseRelease(source, wanted)
 	if err != nil {
 		return nil, err
 	}
-	return &build{source: source, out: out, version: version, progress: newProgress(os.Stderr)}, nil
+	out, err = outputFolder(out, "k8s", chosen.version)
+	if err != nil {
+		return nil, err
+	}
+	if chosen.derived {
+		chosen.modFile = filepath.Join(out, derivedModFile)
+	}
+	return &build{release: chosen, source: source, out: out, progress: newProgress(os.Stderr)}, nil
 }
 
-var kubernetesRequirement = regexp.MustCompile(`(?m)^\s*k8s\.io/kubernetes (v\S+)`)
-
-func kubernetesVersion(goMod string) (string, error) {
-	text, err := os.ReadFile(goMod) //nolint:gosec // a file of the repository
-	if err != nil {
-		return "", err
-	}
-	match := kubernetesRequirement.FindSubmatch(text)
-	if match == nil {
-		return "", fmt.Errorf("%s does not require k8s.io/kubernetes", goMod)
-	}
-	return string(match[1]), nil
+func sourceFolder() (string, error) {
+	root, err := controlplane.RepositoryRoot()
+	return filepath.Join(root, "hack", "cluster", "hyperkube"), err
 }
 
 // run compiles the binaries unless those in place are of the same sources,
@@ -99,14 +96,18 @@ func (b *build) run(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(b.out, stampFile), []byte(stamp), 0o600)
 }
 
-// stamp identifies everything that the result depends on.
+// stamp identifies everything that the result depends on. A derived module file
+// follows from the version.
 func (b *build) stamp() (string, error) {
-	files, err := filepath.Glob(filepath.Join(b.source, "*"))
+	files, err := filepath.Glob(filepath.Join(b.source, "*.go"))
 	if err != nil {
 		return "", err
 	}
+	if !b.derived {
+		files = append(files, b.modFile, strings.TrimSuffix(b.modFile, ".mod")+".sum")
+	}
 	hash := sha256.New()
-	fmt.Fprintln(hash, runtime.Version(), runtime.GOOS, runtime.GOARCH, b.flags(), components())
+	fmt.Fprintln(hash, runtime.Version(), runtime.GOOS, runtime.GOARCH, b.flags(), b.components())
 	for _, file := range files {
 		text, err := os.ReadFile(file) //nolint:gosec // a file of the repository
 		if err != nil {
@@ -122,10 +123,16 @@ func (b *build) fresh(stamp string) bool {
 	return err == nil && string(built) == stamp && controlplane.CheckAssets(b.out) == nil
 }
 
+// hasNode says whether the node's components are built. Only the tests with real
+// nodes need them, and those run with the newest Kubernetes.
+func (b *build) hasNode() bool {
+	return runtime.GOOS == "linux" && b.isNewest()
+}
+
 // components are the names under which the binary is installed.
-func components() []string {
+func (b *build) components() []string {
 	names := []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"}
-	if runtime.GOOS == "linux" {
+	if b.hasNode() {
 		names = append(names, "kubelet", "kube-proxy")
 	}
 	return names
@@ -135,7 +142,7 @@ func components() []string {
 // The version is in two packages; without it the API server takes itself for
 // v0.0.0 and clients send no version.
 func (b *build) flags() []string {
-	number := strings.SplitN(strings.TrimPrefix(b.version, "v"), ".", 3)
+	number := numbersOf(b.version)
 	link := []string{"-s", "-w"}
 	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
 		link = append(link,
@@ -146,7 +153,21 @@ func (b *build) flags() []string {
 			"-X", pkg+".gitTreeState=archive",
 		)
 	}
-	return []string{"-trimpath", "-buildvcs=false", "-ldflags=" + strings.Join(link, " ")}
+	flags := []string{"-trimpath", "-buildvcs=false", "-ldflags=" + strings.Join(link, " ")}
+	if !b.isNewest() {
+		file := b.modFile
+		if relative, err := filepath.Rel(b.source, file); err == nil {
+			file = relative // the same in every checkout, as the stamp has to be
+		}
+		flags = append(flags, "-modfile="+file)
+	}
+	if !b.hasNode() {
+		flags = append(flags, "-tags=nonode")
+	}
+	if b.derived {
+		flags = append(flags, "-mod=mod") // its checksums are added as they become known
+	}
+	return flags
 }
 
 func (b *build) compile(ctx context.Context) error {
@@ -168,7 +189,7 @@ func (b *build) compile(ctx context.Context) error {
 	if err := os.Rename(binary+".new", binary); err != nil {
 		return err
 	}
-	for _, name := range components() {
+	for _, name := range b.components() {
 		path := filepath.Join(b.out, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -184,6 +205,11 @@ func (b *build) compile(ctx context.Context) error {
 // stalePackages returns the import paths that have to be compiled. It downloads
 // the modules on the way.
 func (b *build) stalePackages(ctx context.Context) (map[string]bool, error) {
+	if b.derived {
+		if err := deriveModFile(ctx, b.version, b.modFile); err != nil {
+			return nil, err
+		}
+	}
 	format := fmt.Sprintf("{{if and .Stale (ne .StaleReason %q)}}{{.ImportPath}}{{end}}", availableReason)
 	downloads := 0
 	list := b.goCommand(ctx, slices.Concat([]string{"list", "-deps"}, b.flags(), []string{"-f", format, "."})...)

@@ -8,24 +8,19 @@ import (
 	"testing"
 )
 
-func TestKubernetesVersionComesFromTheModule(t *testing.T) {
-	goMod := filepath.Join(t.TempDir(), "go.mod")
-	text := "module m\n\nrequire (\n\tk8s.io/kubectl v0.1.2\n\tk8s.io/kubernetes v1.2.3\n)\n"
-	if err := os.WriteFile(goMod, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	got, err := kubernetesVersion(goMod)
-	if err != nil || got != "v1.2.3" {
-		t.Errorf("kubernetesVersion = %q, %v", got, err)
-	}
-}
-
 func TestStampFollowsEverySource(t *testing.T) {
-	b := &build{source: t.TempDir(), version: "v1.2.3"}
+	source := t.TempDir()
+	b := &build{source: source, release: release{version: "v1.2.3", modFile: filepath.Join(source, "go.mod")}}
+	for _, file := range []string{"go.mod", "go.sum"} {
+		if err := os.WriteFile(filepath.Join(source, file), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	seen := map[string]string{}
 	for _, change := range []struct{ name, file, text string }{
 		{"first source", "main.go", "package main"},
 		{"another source", "main.go", "package main // changed"},
+		{"another requirement", "go.mod", "a"},
 		{"another sum", "go.sum", "a b"},
 		{"another file", "extra.go", "package main"},
 	} {
@@ -59,7 +54,7 @@ func TestBuildIsFreshOnlyWithItsBinaries(t *testing.T) {
 	if b.fresh("s\n") {
 		t.Error("fresh without binaries")
 	}
-	for _, name := range components() {
+	for _, name := range b.components() {
 		if err := os.WriteFile(filepath.Join(b.out, name), nil, 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -6,9 +6,12 @@
 //	go -C hack/cluster run . assets    print their folder, for KUBEBUILDER_ASSETS
 //	go -C hack/cluster run . up        run a control plane until Ctrl-C
 //	go -C hack/cluster run . down      end it from elsewhere
+//	go -C hack/cluster run . pin V     keep the modules of another version
 //
 // The binaries come from the module in the folder hyperkube, which stands alone so
 // that k8s.io/kubernetes and its replace directives stay out of Berth's go.mod.
+// Its go.mod is of the newest Kubernetes; KUBERNETES=1.34 in the environment makes it
+// another one, without the node's components.
 package main
 
 import (
@@ -41,7 +44,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(buildCommand(), assetsCommand(), upCommand(), downCommand())
+	root.AddCommand(buildCommand(), assetsCommand(), pinCommand(), upCommand(), downCommand())
 	return root
 }
 
@@ -75,6 +78,17 @@ func assetsCommand() *cobra.Command {
 			}
 			fmt.Println(dir)
 			return nil
+		},
+	}
+}
+
+func pinCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "pin VERSION",
+		Short: "Write the module file and the checksums of a version into hyperkube/, to be kept",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return pin(cmd.Context(), args[0])
 		},
 	}
 }

@@ -100,8 +100,8 @@ func kubelet() (string, error) {
 	}
 	path := filepath.Join(assets, "kubelet")
 	if !isExecutable(path) {
-		return "", fmt.Errorf(`%s lacks kubelet: unset %s and run "make cluster-assets" to build one of the same version`,
-			assets, controlplane.AssetsEnv)
+		return "", fmt.Errorf(`%s lacks kubelet, which only the newest Kubernetes is built with: unset %s and %s and run "make cluster-assets"`,
+			assets, controlplane.AssetsEnv, controlplane.VersionEnv)
 	}
 	return path, nil
 }

@@ -2,10 +2,12 @@ package controlplane
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -15,6 +17,10 @@ import (
 // AssetsEnv names the environment variable that points at the folder with the
 // control plane's binaries. It is the variable envtest reads as well.
 const AssetsEnv = "KUBEBUILDER_ASSETS"
+
+// VersionEnv names the environment variable that says which Kubernetes to run,
+// "1.34" or "v1.34.4", where several are built. It is the newest otherwise.
+const VersionEnv = "KUBERNETES"
 
 const modulePath = "github.com/berth-storage/berth"
 
@@ -27,9 +33,14 @@ var ErrNoAssets = errors.New("no control plane binaries")
 
 // FindAssets returns the folder with the control plane's binaries: the one that
 // the environment variable KUBEBUILDER_ASSETS names, else the newest build below
-// bin/k8s of the repository that the working directory belongs to. The error
-// says what is missing and how to get it.
+// bin/k8s of the repository that the working directory belongs to, of the
+// version that KUBERNETES asks for if it is set. The error says what is missing
+// and how to get it.
 func FindAssets() (string, error) {
+	wanted, err := WantedVersion()
+	if err != nil {
+		return "", err
+	}
 	if dir := os.Getenv(AssetsEnv); dir != "" {
 		if err := CheckAssets(dir); err != nil {
 			return "", fmt.Errorf("%s: %w", AssetsEnv, err)
@@ -40,7 +51,7 @@ func FindAssets() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %s is not set, and %w", ErrNoAssets, AssetsEnv, err)
 	}
-	dir, err := newestBuild(filepath.Join(root, "bin", "k8s"))
+	dir, err := newestBuild(filepath.Join(root, "bin", "k8s"), wanted)
 	if err != nil {
 		return "", err
 	}
@@ -101,9 +112,51 @@ func moduleOf(path string) (string, error) {
 	return "", errors.Join(lines.Err(), fmt.Errorf("%s declares no module", path))
 }
 
+// Wanted is a Kubernetes version somebody asks for. The zero value stands for the
+// newest.
+type Wanted struct {
+	// Minor is of the form "1.34".
+	Minor string
+	// Version is of the form "v1.34.4", "" when any patch will do.
+	Version string
+}
+
+var wantedForm = regexp.MustCompile(`^v?(\d+\.\d+)(\.\d+)?$`)
+
+// ParseWanted reads a version of the form 1.34, v1.34, 1.34.4 or v1.34.4, or "".
+func ParseWanted(text string) (Wanted, error) {
+	if text == "" {
+		return Wanted{}, nil
+	}
+	parts := wantedForm.FindStringSubmatch(text)
+	if parts == nil {
+		return Wanted{}, fmt.Errorf("%s=%s: want a Kubernetes version such as 1.34 or v1.34.4", VersionEnv, text)
+	}
+	w := Wanted{Minor: parts[1]}
+	if parts[2] != "" {
+		w.Version = "v" + parts[1] + parts[2]
+	}
+	return w, nil
+}
+
+// WantedVersion returns the version that the environment asks for. It must not
+// name a folder of binaries as well.
+func WantedVersion() (Wanted, error) {
+	text := os.Getenv(VersionEnv)
+	if text != "" && os.Getenv(AssetsEnv) != "" {
+		return Wanted{}, fmt.Errorf("%s=%s and %s are both set, and either says which Kubernetes to run: unset one", VersionEnv, text, AssetsEnv)
+	}
+	return ParseWanted(text)
+}
+
+// Has reports whether a version, of the form v1.34.4, is the one wanted.
+func (w Wanted) Has(version string) bool {
+	return (w.Minor == "" || strings.HasPrefix(version, "v"+w.Minor+".")) && (w.Version == "" || w.Version == version)
+}
+
 // newestBuild returns the subfolder of dir that is named by the highest
-// Kubernetes version.
-func newestBuild(dir string) (string, error) {
+// Kubernetes version of those wanted.
+func newestBuild(dir string, wanted Wanted) (string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
@@ -112,13 +165,17 @@ func newestBuild(dir string) (string, error) {
 	var name string
 	for _, entry := range entries {
 		v, err := version.ParseSemantic(entry.Name())
-		if err == nil && (newest == nil || newest.LessThan(v)) {
+		if err == nil && wanted.Has(entry.Name()) && (newest == nil || newest.LessThan(v)) {
 			newest, name = v, entry.Name()
 		}
 	}
-	if newest == nil {
-		return "", fmt.Errorf(`%w: %s is not set and nothing is built below %s; run "make cluster-assets" (the first build takes about ten minutes), or set %s to a folder with %s`,
-			ErrNoAssets, AssetsEnv, dir, AssetsEnv, strings.Join(binaries, ", "))
+	if newest != nil {
+		return filepath.Join(dir, name), nil
 	}
-	return filepath.Join(dir, name), nil
+	if wanted.Minor != "" {
+		number := cmp.Or(wanted.Version, wanted.Minor)
+		return "", fmt.Errorf(`%w: no Kubernetes %s is built below %s; run "make cluster-assets %s=%s"`, ErrNoAssets, number, dir, VersionEnv, number)
+	}
+	return "", fmt.Errorf(`%w: %s is not set and nothing is built below %s; run "make cluster-assets" (the first build takes about ten minutes), or set %s to a folder with %s`,
+		ErrNoAssets, AssetsEnv, dir, AssetsEnv, strings.Join(binaries, ", "))
 }

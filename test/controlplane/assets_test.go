@@ -32,6 +32,7 @@ func TestErrorNamesMissingBinariesAndRemedy(t *testing.T) {
 				}
 			}
 			t.Setenv(controlplane.AssetsEnv, dir)
+			t.Setenv(controlplane.VersionEnv, "")
 			_, err := controlplane.Start(t.Context(), controlplane.Options{})
 			if !errors.Is(err, controlplane.ErrNoAssets) {
 				t.Fatalf("Start = %v, want %v", err, controlplane.ErrNoAssets)
@@ -45,12 +46,12 @@ func TestErrorNamesMissingBinariesAndRemedy(t *testing.T) {
 	}
 }
 
-func TestNewestBuildOfTheRepositoryIsTheDefault(t *testing.T) {
+func TestEnvironmentSaysWhichBuildOfTheRepository(t *testing.T) {
 	root := t.TempDir()
 	if err := os.WriteFile(filepath.Join(root, "go.mod"), []byte("module github.com/berth-storage/berth\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, version := range []string{"v1.9.3", "v1.37.2", "not-a-version"} {
+	for _, version := range []string{"v1.9.3", "v1.37.2", "v1.3.1", "v1.34.4", "v1.34.10", "not-a-version"} {
 		dir := filepath.Join(root, "bin", "k8s", version)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -67,12 +68,41 @@ func TestNewestBuildOfTheRepositoryIsTheDefault(t *testing.T) {
 	}
 	t.Chdir(below)
 	t.Setenv(controlplane.AssetsEnv, "")
-	got, err := controlplane.FindAssets()
-	if err != nil {
-		t.Fatal(err)
+	tests := map[string]struct{ wanted, folder, complaint string }{
+		"the newest":           {"", "v1.37.2", ""},
+		"a minor version":      {"1.34", "v1.34.10", ""},
+		"with a v":             {"v1.34", "v1.34.10", ""},
+		"no prefix of another": {"1.3", "v1.3.1", ""},
+		"a version":            {"1.34.4", "v1.34.4", ""},
+		"a version with a v":   {"v1.34.4", "v1.34.4", ""},
+		"a minor not built":    {"1.35", "", "make cluster-assets KUBERNETES=1.35"},
+		"a version not built":  {"v1.34.5", "", "make cluster-assets KUBERNETES=v1.34.5"},
+		"something else":       {"newest", "", "such as 1.34 or v1.34.4"},
+		"a candidate":          {"1.34.4-rc.1", "", "such as 1.34 or v1.34.4"},
 	}
-	if filepath.Base(got) != "v1.37.2" {
-		t.Errorf("FindAssets = %s, want the highest version", got)
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(controlplane.VersionEnv, tt.wanted)
+			got, err := controlplane.FindAssets()
+			if tt.complaint != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.complaint) {
+					t.Errorf("FindAssets = %s, %v, want an error with %q", got, err, tt.complaint)
+				}
+				return
+			}
+			if err != nil || filepath.Base(got) != tt.folder {
+				t.Errorf("FindAssets = %s, %v, want the folder %s", got, err, tt.folder)
+			}
+		})
+	}
+}
+
+func TestFolderAndVersionExcludeEachOther(t *testing.T) {
+	t.Setenv(controlplane.AssetsEnv, t.TempDir())
+	t.Setenv(controlplane.VersionEnv, "1.34")
+	_, err := controlplane.FindAssets()
+	if err == nil || !strings.Contains(err.Error(), "both set") {
+		t.Errorf("FindAssets = %v, want a complaint that both are set", err)
 	}
 }
 
@@ -82,6 +112,7 @@ func TestNothingBuiltTellsHowToBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv(controlplane.AssetsEnv, "")
+	t.Setenv(controlplane.VersionEnv, "")
 	_, err := controlplane.FindAssets()
 	if !errors.Is(err, controlplane.ErrNoAssets) || !strings.Contains(err.Error(), "make cluster-assets") {
 		t.Errorf("FindAssets = %v, want %v and what to do", err, controlplane.ErrNoAssets)
