@@ -197,6 +197,17 @@ func TestSchedulerPicksNodeForWaitingClaim(t *testing.T) {
 	})
 }
 
+func TestQueuesOfControllerManagerAreSeen(t *testing.T) {
+	for _, queue := range []string{"volumes", "claims"} {
+		if depth, err := shared.QueueDepth(t.Context(), queue); err != nil || depth < 0 {
+			t.Errorf("QueueDepth(%q) = %d, %v", queue, depth, err)
+		}
+	}
+	if depth, err := shared.QueueDepth(t.Context(), "no-such-queue"); err == nil {
+		t.Errorf("a queue that is not there has depth %d", depth)
+	}
+}
+
 func TestRequestCountsSeeEveryRequest(t *testing.T) {
 	client := clientFor(t, shared.Config())
 	key := controlplane.RequestKey{Verb: "GET", Resource: "csidrivers"}

@@ -48,6 +48,7 @@ type Process struct {
 // life is the time from a start of a process to its end.
 type life struct {
 	cmd   *exec.Cmd
+	port  int
 	ended chan struct{} // closed when the process has been waited for
 	err   error         // what Wait returned; read it after ended
 }
@@ -114,6 +115,18 @@ func (p *Process) PID() int {
 	return p.life.cmd.Process.Pid
 }
 
+// endpoint returns the URL of the component's server, and the certificate that
+// the component has made for it.
+func (p *Process) endpoint() (url string, certificate []byte, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.life.alive() {
+		return "", nil, fmt.Errorf("%s is not running", p.name)
+	}
+	certificate, err = os.ReadFile(filepath.Join(p.certDir, p.name+".crt"))
+	return fmt.Sprintf("https://127.0.0.1:%d/", p.life.port), certificate, err
+}
+
 // LogPath returns the file that holds the component's output, of all its lives.
 func (p *Process) LogPath() string {
 	return p.logPath
@@ -162,7 +175,7 @@ func (p *Process) spawn(port int) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	l := &life{cmd: cmd, ended: make(chan struct{})}
+	l := &life{cmd: cmd, port: port, ended: make(chan struct{})}
 	p.life = l
 	go func() {
 		l.err = cmd.Wait()

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -63,14 +64,49 @@ func keyOf(metric *dto.Metric) (key RequestKey) {
 	return key
 }
 
+// QueueDepth returns how many items wait in a work queue of
+// kube-controller-manager: "volumes" and "claims" are those that bind volumes.
+func (c *ControlPlane) QueueDepth(ctx context.Context, queue string) (int, error) {
+	p := c.controllerManager
+	if p == nil {
+		return 0, fmt.Errorf("%s was not asked for", controllerManagerName)
+	}
+	config := rest.CopyConfig(c.admin)
+	var err error
+	if config.Host, config.CAData, err = p.endpoint(); err != nil {
+		return 0, err
+	}
+	families, err := readMetrics(ctx, config)
+	if err != nil {
+		return 0, fmt.Errorf("read %s's metrics: %w", p.name, err)
+	}
+	for _, metric := range families["workqueue_depth"].GetMetric() {
+		for _, label := range metric.GetLabel() {
+			if label.GetName() == "name" && label.GetValue() == queue {
+				return int(metric.GetGauge().GetValue()), nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("%s has no work queue %q", p.name, queue)
+}
+
 // metrics reads the API server's metrics.
 func (c *ControlPlane) metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
-	client, err := rest.HTTPClientFor(c.admin)
+	families, err := readMetrics(ctx, c.admin)
+	if err != nil {
+		return nil, fmt.Errorf("read the API server's metrics: %w", err)
+	}
+	return families, nil
+}
+
+// readMetrics reads the metrics of whoever the configuration is for.
+func readMetrics(ctx context.Context, config *rest.Config) (map[string]*dto.MetricFamily, error) {
+	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, err
 	}
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.admin.Host+"metrics", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+"metrics", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -80,12 +116,8 @@ func (c *ControlPlane) metrics(ctx context.Context) (map[string]*dto.MetricFamil
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("read the API server's metrics: %s", resp.Status)
+		return nil, errors.New(resp.Status)
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(resp.Body)
-	if err != nil {
-		return nil, fmt.Errorf("read the API server's metrics: %w", err)
-	}
-	return families, nil
+	return parser.TextToMetricFamilies(resp.Body)
 }
