@@ -39,6 +39,10 @@ demo-nfs: build cluster-assets ## The same for NFS, with two real servers; needs
 bench: build cluster-assets ## Measure claims/s and latency beside the library's controller and the limit (N=, RUNS=, RATE=, WAIT_FOR_CONSUMER=, KCM_QPS=, BENCH_JSON=).
 	go run ./hack/bench
 
+.PHONY: bench-loads
+bench-loads: cluster-assets ## Measure claims under loads that hold kube-controller-manager up; fails when one is Lost (LOADS=, MODES=, ROUNDS=, BASELINE=, BENCH_JSON=).
+	go run ./hack/bench loads
+
 .PHONY: bench-pods
 bench-pods: cluster-assets ## Measure 50 pods with claims beside 50 without, on two real kubelets; needs root on Linux (PODS=, BENCH_JSON=).
 	go run ./hack/bench/pods

@@ -67,15 +67,13 @@ func parseConfig(args []string, lookup func(string) (string, bool), usage io.Wri
 	f.BoolVar(&c.waitForConsumer, "wait-for-consumer", false, "make the classes WaitForFirstConsumer, and count a claim as made when it gets its node; all claims are there before")
 	f.DurationVar(&c.timeout, "bound-timeout", 0, "how long the claims of a run may take, after the last was due, to become Bound or to be deleted; 0 for five minutes and a second per claim")
 	f.Usage = func() {
-		fmt.Fprintln(usage, "Usage of bench (environment variables in parentheses):")
-		f.VisitAll(func(o *flag.Flag) {
-			fmt.Fprintf(usage, "  -%s (%s)\n\t%s [%s]\n", o.Name, environment[o.Name], o.Usage, o.DefValue)
-		})
+		describeFlags(usage, f, environment)
+		fmt.Fprintf(usage, "bench %s measures other loads: bench %s -help\n", loadsCommand, loadsCommand)
 	}
 	if err := f.Parse(args); err != nil {
 		return config{}, err
 	}
-	if err := applyEnvironment(f, lookup); err != nil {
+	if err := applyEnvironment(f, environment, lookup); err != nil {
 		return config{}, err
 	}
 	if f.NArg() > 0 {
@@ -85,10 +83,19 @@ func parseConfig(args []string, lookup func(string) (string, bool), usage io.Wri
 	return c, c.validate()
 }
 
-func applyEnvironment(f *flag.FlagSet, lookup func(string) (string, bool)) error {
+// describeFlags writes the flags and the variables that set them.
+func describeFlags(usage io.Writer, f *flag.FlagSet, variables map[string]string) {
+	fmt.Fprintf(usage, "Usage of %s (environment variables in parentheses):\n", f.Name())
+	f.VisitAll(func(o *flag.Flag) {
+		fmt.Fprintf(usage, "  -%s (%s)\n\t%s [%s]\n", o.Name, variables[o.Name], o.Usage, o.DefValue)
+	})
+}
+
+// applyEnvironment sets the flags not given from the variables of that name.
+func applyEnvironment(f *flag.FlagSet, variables map[string]string, lookup func(string) (string, bool)) error {
 	given := map[string]bool{}
 	f.Visit(func(o *flag.Flag) { given[o.Name] = true })
-	for name, variable := range environment {
+	for name, variable := range variables {
 		value, ok := lookup(variable)
 		if !ok || value == "" || given[name] {
 			continue

@@ -61,20 +61,8 @@ func (b *bench) bindAll(ctx context.Context, namespace, class string, n int, p p
 	if err != nil {
 		return bindTimes{}, err
 	}
-	api := b.cluster.client.CoreV1().PersistentVolumeClaims(namespace)
-	create := func(ctx context.Context, name string) error {
-		_, err := api.Create(ctx, newClaim(name, class), metav1.CreateOptions{})
-		return err
-	}
-	do := create
-	if b.config.waitForConsumer {
-		if _, err := (pace{prefix: p.prefix}).each(ctx, n, bound, create); err != nil {
-			return bindTimes{}, fmt.Errorf("create claims: %w", err)
-		}
-		do = func(ctx context.Context, name string) error { return selectNode(ctx, api, name) }
-	}
-	times := bindTimes{start: time.Now()}
-	made, err := p.each(ctx, n, bound, do)
+	times := bindTimes{}
+	made, err := b.makeClaims(ctx, namespace, class, n, p, bound, &times)
 	times.created = time.Now()
 	if err == nil {
 		err = bound.await(ctx, n)
@@ -92,6 +80,25 @@ func (b *bench) bindAll(ctx context.Context, namespace, class string, n int, p p
 	}
 	slices.Sort(times.latencies)
 	return times, nil
+}
+
+// makeClaims makes n claims at a pace, and returns when each was made. It notes
+// when it began.
+func (b *bench) makeClaims(ctx context.Context, namespace, class string, n int, p pace, bound *boundWatch, times *bindTimes) (map[string]time.Time, error) {
+	api := b.cluster.client.CoreV1().PersistentVolumeClaims(namespace)
+	create := func(ctx context.Context, name string) error {
+		_, err := api.Create(ctx, newClaim(name, class), metav1.CreateOptions{})
+		return err
+	}
+	do := create
+	if b.config.waitForConsumer {
+		if _, err := (pace{prefix: p.prefix}).each(ctx, n, bound, create); err != nil {
+			return nil, fmt.Errorf("create claims: %w", err)
+		}
+		do = func(ctx context.Context, name string) error { return selectNode(ctx, api, name) }
+	}
+	times.start = time.Now()
+	return p.each(ctx, n, bound, do)
 }
 
 // selectNode gives a claim its node, as kube-scheduler does.

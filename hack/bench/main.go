@@ -11,7 +11,8 @@
 //
 // Each runs as a process of its own, one after the other, with its own
 // namespace, StorageClass and pool. The time to Bound is taken by one watch, the
-// same for all. "go run ./hack/bench -help" lists the settings, each of which can
+// same for all. "bench loads" measures what users see of claims under loads that hold
+// kube-controller-manager up. "go run ./hack/bench -help" lists the settings, each of which can
 // be given as an environment variable too.
 package main
 
@@ -43,6 +44,13 @@ func main() {
 func start(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == childCommand {
 		return runChild(ctx, args[1:])
+	}
+	if len(args) > 0 && args[0] == loadsCommand {
+		c, err := parseLoadsConfig(args[1:], os.LookupEnv, os.Stderr)
+		if err != nil {
+			return err
+		}
+		return runLoads(ctx, c, os.Stdout, os.Stderr)
 	}
 	c, err := parseConfig(args, os.LookupEnv, os.Stderr)
 	if err != nil {
@@ -99,7 +107,7 @@ func measure(ctx context.Context, c config, out, notes io.Writer) (err error) {
 	if c.json == "" {
 		return nil
 	}
-	return r.writeJSON(c.json)
+	return writeJSON(c.json, r)
 }
 
 // workDir returns the folder for everything a benchmark leaves behind: a new

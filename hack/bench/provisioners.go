@@ -41,31 +41,33 @@ func newFleet(berth string) (map[string]contender, error) {
 	if err != nil {
 		return nil, err
 	}
-	controller := func(flags ...string) func(kubeconfig, pool, class string) []string {
-		return func(kubeconfig, pool, _ string) []string {
-			return append([]string{
-				berth, "controller",
-				"--kubeconfig=" + kubeconfig,
-				"--node-name=" + nodeName,
-				"--pool=default=" + pool,
-				"--leader-elect=false",
-				// Fixed ports may be taken.
-				"--metrics-bind-address=127.0.0.1:0",
-				"--health-probe-bind-address=127.0.0.1:0",
-			}, flags...)
-		}
-	}
 	child := func(kind string) func(kubeconfig, pool, class string) []string {
 		return func(kubeconfig, pool, class string) []string {
 			return []string{self, childCommand, kind, "-kubeconfig=" + kubeconfig, "-pool=" + pool, "-class=" + class}
 		}
 	}
 	return map[string]contender{
-		runBerth:        {provisioner: hostpath.Name, reclaims: true, command: controller()},
-		runBerthCluster: {provisioner: hostpath.Name, reclaims: true, command: controller("--binding=cluster")},
+		runBerth:        berthContender(berth),
+		runBerthCluster: berthContender(berth, "--binding=cluster"),
 		runLibrary:      {provisioner: hostpath.Name, reclaims: true, command: child(runLibrary)},
 		runBare:         {provisioner: bareProvisioner, command: child(runBare)},
 	}, nil
+}
+
+// berthContender is a berth binary, with further flags.
+func berthContender(binary string, flags ...string) contender {
+	return contender{provisioner: hostpath.Name, reclaims: true, command: func(kubeconfig, pool, _ string) []string {
+		return append([]string{
+			binary, "controller",
+			"--kubeconfig=" + kubeconfig,
+			"--node-name=" + nodeName,
+			"--pool=default=" + pool,
+			"--leader-elect=false",
+			// Fixed ports may be taken.
+			"--metrics-bind-address=127.0.0.1:0",
+			"--health-probe-bind-address=127.0.0.1:0",
+		}, flags...)
+	}}
 }
 
 // process is a running contender.

@@ -140,8 +140,8 @@ func (c requestCounts) perClaim(n int) map[string]float64 {
 	return rates
 }
 
-func (r *report) writeJSON(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
+func writeJSON(path string, report any) error {
+	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return err
 	}

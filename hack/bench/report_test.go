@@ -84,7 +84,7 @@ func TestCountsTextGreatestFirst(t *testing.T) {
 func TestJSONHasTheFieldsOthersRead(t *testing.T) {
 	r := &report{Runs: []runResult{{Name: runBerth, Requests: newRequestCounts().perClaim(1)}}, Single: &singleResult{N: 50}}
 	path := filepath.Join(t.TempDir(), "bench.json")
-	if err := r.writeJSON(path); err != nil {
+	if err := writeJSON(path, r); err != nil {
 		t.Fatal(err)
 	}
 	data, err := os.ReadFile(path)

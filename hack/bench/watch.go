@@ -42,11 +42,23 @@ func follow(ctx context.Context, resourceVersion string, f watchFunc, handle fun
 	return nil
 }
 
-// boundWatch notes when each claim of a namespace is first seen Bound.
+// boundWatch notes when each claim of a namespace is first seen Bound, and what
+// becomes of it.
 type boundWatch struct {
-	mu    sync.Mutex
-	times map[string]time.Time
-	moved chan struct{} // has an entry when something was noted since it was last read
+	mu     sync.Mutex
+	times  map[string]time.Time
+	phases map[string]corev1.PersistentVolumeClaimPhase // last seen
+	lost   map[string]int                               // how often a claim became Lost
+	moved  chan struct{}                                // has an entry when something was noted since it was last read
+}
+
+func newBoundWatch() *boundWatch {
+	return &boundWatch{
+		times:  map[string]time.Time{},
+		phases: map[string]corev1.PersistentVolumeClaimPhase{},
+		lost:   map[string]int{},
+		moved:  make(chan struct{}, 1),
+	}
 }
 
 func watchBound(ctx context.Context, client kubernetes.Interface, namespace string, failed func(error)) (*boundWatch, error) {
@@ -55,19 +67,24 @@ func watchBound(ctx context.Context, client kubernetes.Interface, namespace stri
 	if err != nil {
 		return nil, err
 	}
-	b := &boundWatch{times: map[string]time.Time{}, moved: make(chan struct{}, 1)}
+	b := newBoundWatch()
 	return b, follow(ctx, list.ResourceVersion, api.Watch, b.handle, failed)
 }
 
 func (b *boundWatch) handle(event watch.Event) {
 	now := time.Now()
 	claim, ok := event.Object.(*corev1.PersistentVolumeClaim)
-	if !ok || claim.Status.Phase != corev1.ClaimBound {
+	if !ok {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, seen := b.times[claim.Name]; seen {
+	phase := claim.Status.Phase
+	if phase == corev1.ClaimLost && b.phases[claim.Name] != phase {
+		b.lost[claim.Name]++
+	}
+	b.phases[claim.Name] = phase
+	if _, seen := b.times[claim.Name]; seen || phase != corev1.ClaimBound {
 		return
 	}
 	b.times[claim.Name] = now
@@ -82,6 +99,19 @@ func (b *boundWatch) at(name string) time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.times[name]
+}
+
+// claimSeen is what a boundWatch knows of a claim.
+type claimSeen struct {
+	bound time.Time // the first time; zero for never
+	phase corev1.PersistentVolumeClaimPhase
+	lost  int // how often it became Lost
+}
+
+func (b *boundWatch) of(name string) claimSeen {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return claimSeen{bound: b.times[name], phase: b.phases[name], lost: b.lost[name]}
 }
 
 func (b *boundWatch) count() int {

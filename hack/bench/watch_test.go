@@ -10,7 +10,7 @@ import (
 )
 
 func TestBoundIsTheFirstTimeSeen(t *testing.T) {
-	b := &boundWatch{times: map[string]time.Time{}, moved: make(chan struct{}, 1)}
+	b := newBoundWatch()
 	see := func(phase corev1.PersistentVolumeClaimPhase) {
 		b.handle(watch.Event{Type: watch.Modified, Object: &corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Name: "c"}, Status: corev1.PersistentVolumeClaimStatus{Phase: phase},
@@ -24,10 +24,17 @@ func TestBoundIsTheFirstTimeSeen(t *testing.T) {
 	first := b.at("c")
 	for !time.Now().After(first) { // a clock may be coarse
 	}
-	see(corev1.ClaimLost)
-	see(corev1.ClaimBound)
+	for range 2 {
+		see(corev1.ClaimLost)
+		see(corev1.ClaimLost) // another change than of the phase
+		see(corev1.ClaimBound)
+	}
 	if again := b.at("c"); !again.Equal(first) || b.count() != 1 {
 		t.Errorf("Bound at %v, then at %v, %d claims", first, again, b.count())
+	}
+	want := claimSeen{bound: first, phase: corev1.ClaimBound, lost: 2}
+	if got := b.of("c"); got != want {
+		t.Errorf("seen of the claim: %+v, want %+v", got, want)
 	}
 }
 
