@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,8 @@ func awaitOK(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("berth does not become ready"))
 	defer cancel()
 	for {
-		if body, err := get(ctx, url); err == nil {
-			return body.Close()
+		if _, err := get(ctx, url); err == nil {
+			return nil
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return err
@@ -37,7 +38,7 @@ func awaitOK(ctx context.Context, url string) error {
 }
 
 // get returns the body of an answer of 200.
-func get(ctx context.Context, url string) (io.ReadCloser, error) {
+func get(ctx context.Context, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -46,10 +47,11 @@ func get(ctx context.Context, url string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, errors.Join(fmt.Errorf("GET %s: %s", url, resp.Status), resp.Body.Close())
+		return nil, fmt.Errorf("GET %s: %s", url, resp.Status)
 	}
-	return resp.Body, nil
+	return io.ReadAll(resp.Body)
 }
 
 // readCounter returns the sum of a counter's series on a page of metrics.
@@ -58,9 +60,8 @@ func readCounter(ctx context.Context, url, name string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read berth's metrics: %w", err)
 	}
-	defer body.Close()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(body)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	if err != nil {
 		return 0, fmt.Errorf("read berth's metrics: %w", err)
 	}

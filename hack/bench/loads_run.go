@@ -46,6 +46,8 @@ type loadRun struct {
 	Backlog int `json:"backlog"`
 	// Missing says why the load was not what it should be.
 	Missing string `json:"missing,omitempty"`
+	// Seconds is how long the run took, with everything.
+	Seconds float64 `json:"seconds"`
 }
 
 // scene is a run under way.
@@ -63,6 +65,7 @@ type scene struct {
 
 // run does one run, from the start of a control plane to its end.
 func (l *loadStage) run(ctx context.Context, ld load, st step) (run loadRun, err error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, runLimit+l.config.timeout, errors.New("timed out"))
 	defer cancel()
 	dir := filepath.Join(l.dir, fmt.Sprintf("%s-%s-%d", ld.name, st.name, st.round))
@@ -84,6 +87,7 @@ func (l *loadStage) run(ctx context.Context, ld load, st step) (run loadRun, err
 		}
 	}
 	run = loadRun{Load: ld.name, Mode: st.name, Round: st.round}
+	defer func() { run.Seconds = time.Since(began).Seconds() }()
 	err = s.withProcess(ctx, s.plan.contender, s.plan.id, s.plan.id, s.pool, func(ctx context.Context, _ *process) error {
 		return s.measureLoad(ctx, &run)
 	})
@@ -327,8 +331,8 @@ func observe(bound *boundWatch, events *eventCounts, made map[string]time.Time) 
 
 // line is how a run is reported as soon as it is over.
 func (r loadRun) line() string {
-	text := fmt.Sprintf("%s, %s, round %d: %d of %d Bound, p50 %.2f s, max %.2f s, %d times Lost (%d claims, %d events), %d conflicts, %d repairs, backlog %d",
-		r.Load, r.Mode, r.Round, r.Bound, r.Claims, percentile(r.latencies, 50).Seconds(), percentile(r.latencies, 100).Seconds(),
+	text := fmt.Sprintf("%s, %s, round %d, in %.0f s: %d of %d Bound, p50 %.2f s, max %.2f s, %d times Lost (%d claims, %d events), %d conflicts, %d repairs, backlog %d",
+		r.Load, r.Mode, r.Round, r.Seconds, r.Bound, r.Claims, percentile(r.latencies, 50).Seconds(), percentile(r.latencies, 100).Seconds(),
 		r.Lost, r.LostClaims, r.LostEvents, r.Conflicts, r.Repairs, r.Backlog)
 	if w := r.Without; w != nil {
 		text += fmt.Sprintf("; without: p50 %.2f s, max %.2f s", percentile(w.latencies, 50).Seconds(), percentile(w.latencies, 100).Seconds())

@@ -176,7 +176,7 @@ func moduleText(version string, upstream goModule) (string, error) {
 	fmt.Fprint(&text, "require (\n")
 	for _, path := range []string{"github.com/spf13/cobra", "go.etcd.io/etcd/server/v3"} {
 		if required[path] == "" {
-			return "", fmt.Errorf("Kubernetes %s does not require %s, so its version is not known", version, path)
+			return "", fmt.Errorf("the modules of Kubernetes %s are without %s, so its version is not known", version, path)
 		}
 		fmt.Fprintf(&text, "\t%s %s\n", path, required[path])
 	}
