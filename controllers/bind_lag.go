@@ -93,8 +93,9 @@ type lagPace struct {
 	Leave time.Duration
 	// Stuck is for how long a sign must have stayed, after a volume that was made
 	// later was read, to be taken for one that stays for ever: the volumes of
-	// deleted claims join the worker's queue by way of that of claims.
-	Stuck time.Duration
+	// deleted claims join the worker's queue by way of that of claims. NewStuck is
+	// the same for new volumes, which join it themselves.
+	Stuck, NewStuck time.Duration
 	// Silence is how long kube-controller-manager may have something to do and
 	// do nothing before it is taken for dead.
 	Silence time.Duration
@@ -119,6 +120,7 @@ func newLagPace(silence time.Duration) lagPace {
 		MaxResync:  5 * time.Second,
 		Leave:      10 * time.Second,
 		Stuck:      30 * time.Second,
+		NewStuck:   time.Second,
 		Silence:    silence,
 		Forget:     2 * time.Minute,
 		MaxLearned: 30 * time.Second,
@@ -138,6 +140,9 @@ type sighting struct {
 
 type lagSign struct {
 	since time.Time
+	// place is that of a new volume, 0 for others: their order in the worker's
+	// queue is not that in which their claims went.
+	place uint64
 	// passed is when it was first noticed that the worker has read a volume that
 	// was made later.
 	passed time.Time
@@ -267,7 +272,7 @@ func (l *volumeLag) note(volume *corev1.PersistentVolume) {
 	_, known := l.signs[volume.Name]
 	switch {
 	case work == workWrite && !known:
-		l.signs[volume.Name] = &lagSign{since: l.clock.Now()}
+		l.signs[volume.Name] = &lagSign{since: l.clock.Now(), place: l.fresh[volume.Name].place}
 	case work != workWrite && known:
 		delete(l.signs, volume.Name)
 		l.looked = time.Time{}
@@ -431,11 +436,8 @@ func (l *volumeLag) look() {
 	}
 	l.looked, l.oldest, l.stuck, l.asked = now, time.Time{}, 0, time.Time{}
 	for _, sign := range l.signs {
-		if sign.passed.IsZero() && l.read.at.After(sign.since.Add(l.pace.Margin)) {
-			sign.passed = now
-		}
 		switch {
-		case !sign.passed.IsZero() && now.Sub(sign.passed) >= l.pace.Stuck:
+		case l.isStuck(sign, now):
 			l.stuck++
 		case l.oldest.IsZero() || sign.since.Before(l.oldest):
 			l.oldest = sign.since
@@ -454,6 +456,19 @@ func (l *volumeLag) look() {
 		since = l.alive
 	}
 	l.dead = l.dead || now.Sub(since) >= l.pace.Silence
+}
+
+// isStuck reports whether the worker has been through sign's volume without doing
+// what it has to.
+func (l *volumeLag) isStuck(sign *lagSign, now time.Time) bool {
+	patience, passed := l.pace.Stuck, l.read.at.After(sign.since.Add(l.pace.Margin))
+	if sign.place > 0 {
+		patience, passed = l.pace.NewStuck, l.read.place > sign.place
+	}
+	if passed && sign.passed.IsZero() {
+		sign.passed = now
+	}
+	return !sign.passed.IsZero() && now.Sub(sign.passed) >= patience
 }
 
 // Known returns the lag that is known, and how many signs do not count since

@@ -265,28 +265,42 @@ func TestManyVolumesTakeTimeAtAResync(t *testing.T) {
 }
 
 func TestSignThatStaysWhileYoungerVolumesAreReadIsStuck(t *testing.T) {
-	l := newLagTest(t)
-	l.static("refused") // a policy forbids to write its phase
-	l.pass(2 * l.pace.Margin)
-	v := l.made("new", corev1.VolumePending)
-	l.pass(time.Minute)
-	l.ClusterLives()
-	l.waits(v, true)
-	l.writes(v, corev1.VolumeBound) // kube-controller-manager got to it
-	w := l.made("next", corev1.VolumePending)
-	l.ClusterLives()
-	l.waits(w, true)
-	l.pass(l.pace.Stuck)
-	x := l.made("last", corev1.VolumePending)
-	l.pass(time.Second)
-	l.ClusterLives()
-	l.waits(x, false)
-	if _, stuck := l.Known(0); stuck != 1 {
-		t.Errorf("%d signs are stuck, want 1", stuck)
-	}
-	l.VolumeGone("refused")
-	if _, stuck := l.Known(0); stuck != 0 {
-		t.Errorf("%d signs are stuck after it has gone, want 0", stuck)
+	for kind, tt := range map[string]struct {
+		refused  func(l *lagTest) // makes a volume whose phase a policy forbids to write
+		patience func(l *lagTest) time.Duration
+	}{
+		"a new volume that nobody has claimed": {
+			func(l *lagTest) { l.static("refused") },
+			func(l *lagTest) time.Duration { return l.pace.NewStuck },
+		},
+		"a volume whose claim is gone": {
+			func(l *lagTest) { l.made("refused", corev1.VolumeBound); l.deletes("refused", false) },
+			func(l *lagTest) time.Duration { return l.pace.Stuck },
+		},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			l := newLagTest(t)
+			tt.refused(l)
+			l.pass(2 * l.pace.Margin)
+			v := l.made("new", corev1.VolumePending)
+			l.pass(time.Minute)
+			l.ClusterLives()
+			l.waits(v, true)
+			l.writes(v, corev1.VolumeBound) // kube-controller-manager got to it
+			w := l.made("next", corev1.VolumePending)
+			l.pass(l.pace.Look)
+			l.ClusterLives()
+			l.waits(w, true)
+			l.pass(tt.patience(l))
+			l.waits(w, false)
+			if _, stuck := l.Known(0); stuck != 1 {
+				t.Errorf("%d signs are stuck, want 1", stuck)
+			}
+			l.VolumeGone("refused")
+			if _, stuck := l.Known(0); stuck != 0 {
+				t.Errorf("%d signs are stuck after it has gone, want 0", stuck)
+			}
+		})
 	}
 }
 
