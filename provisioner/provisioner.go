@@ -79,11 +79,19 @@ type Expander interface {
 	// Expand makes room for size bytes in volume, which has less by its
 	// spec.capacity, and never takes any away. A call repeated after a crash
 	// finishes what the first began.
+	//
+	// An infeasible error, or one with the gRPC code ResourceExhausted, says that
+	// the volume was not made larger, and will not be. After any other the volume
+	// may have this size, or get it later, and is asked for it again before it is
+	// asked for less.
 	Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (Expansion, error)
 }
 
 // Expansion is what became of a volume that has grown.
 type Expansion struct {
+	// Size is what the volume has now, in bytes: more than was asked for if it had
+	// that before. 0 means what was asked for.
+	Size int64
 	// Note says what the size means to those who use the volume; it is part of
 	// an event, for example "the size is not enforced: …".
 	Note string

@@ -122,14 +122,16 @@ func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, si
 	if err != nil {
 		return provisioner.Expansion{}, fmt.Errorf("expand volume %s: %w", volume.Name, err)
 	}
+	var has int64
 	var state string
 	err = d.on(ctx, volume.Annotations[AnnNode], func(ctx context.Context, server csi.ControllerClient) error {
-		_, err := server.ControllerExpandVolume(expected.Attach(ctx), &csi.ControllerExpandVolumeRequest{
+		made, err := server.ControllerExpandVolume(expected.Attach(ctx), &csi.ControllerExpandVolumeRequest{
 			VolumeId: id.String(), CapacityRange: &csi.CapacityRange{RequiredBytes: size},
 		})
 		if err != nil {
 			return err
 		}
+		has = made.GetCapacityBytes()
 		now, err := server.ControllerGetVolume(expected.Attach(ctx), &csi.ControllerGetVolumeRequest{VolumeId: id.String()})
 		state = now.GetVolume().GetVolumeContext()[wire.ContextQuota]
 		return err
@@ -141,7 +143,7 @@ func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, si
 	if state == wire.QuotaEnforced {
 		note = "the filesystem enforces it"
 	}
-	return provisioner.Expansion{Note: note, Annotations: map[string]string{AnnQuota: state}}, nil
+	return provisioner.Expansion{Size: has, Note: note, Annotations: map[string]string{AnnQuota: state}}, nil
 }
 
 // identify returns the id of volume, and what has to be true of its directory.

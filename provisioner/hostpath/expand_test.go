@@ -33,3 +33,18 @@ func TestExpansionSaysWhatIsEnforcedNow(t *testing.T) {
 		}
 	}
 }
+
+// TestExpansionSaysHowMuchThereIs asks for less than the volume has, as a crash
+// before that was written down leaves it.
+func TestExpansionSaysHowMuchThereIs(t *testing.T) {
+	b := newBench(t)
+	volume := b.provision(askFor())
+	for _, step := range []struct{ ask, has string }{{"4Gi", "4Gi"}, {"2Gi", "4Gi"}, {"5Gi", "5Gi"}} {
+		size, want := resource.MustParse(step.ask), resource.MustParse(step.has)
+		grown, err := b.driver.Expand(b.ctx, volume, size.Value())
+		must(t, err)
+		if grown.Size != want.Value() {
+			t.Errorf("after %s was asked for the volume has %d, want %s", step.ask, grown.Size, step.has)
+		}
+	}
+}

@@ -73,7 +73,20 @@ func (s *Server) expand(ctx context.Context, id wire.VolumeID, wanted, limit int
 	}
 	defer s.ledger.give(v.place, growth.name)
 	expect := directory.Expectation{ClaimUID: v.ClaimUID, Path: v.Path}
-	return wanted, v.within(ctx, func() error { return v.Resize(ctx, id.Volume, expect, wanted) })
+	if err := v.within(ctx, func() error { return v.Resize(ctx, id.Volume, expect, wanted) }); err != nil {
+		return 0, begun(err)
+	}
+	return wanted, nil
+}
+
+// begun is what a resize failed with. Its limit may have been raised by then, so
+// even a full disk must not look like a refusal, after which a volume counts as
+// not having grown.
+func begun(err error) error {
+	if codeOf(err) == codes.ResourceExhausted {
+		return withCode(codes.Internal, err)
+	}
+	return err
 }
 
 // existing returns the volume of an id, whose marker agrees with it, and with what

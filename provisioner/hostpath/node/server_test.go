@@ -308,27 +308,6 @@ func TestAdoptionGoesWhereTheDirectoryIs(t *testing.T) {
 	}
 }
 
-func TestExpansionPromisesMoreAndNeverLess(t *testing.T) {
-	c := onDisks(t, node.Limits{Overcommit: 1}, disk(t, "40m"))
-	v := create(t, c, ask("pvc-1", 10*mi))
-	expand := func(bytes int64) (int64, error) {
-		resp, err := c.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: v.GetVolumeId(), CapacityRange: &csi.CapacityRange{RequiredBytes: bytes}})
-		return resp.GetCapacityBytes(), err
-	}
-	for _, step := range []struct{ ask, get int64 }{{20 * mi, 20 * mi}, {20 * mi, 20 * mi}, {5 * mi, 20 * mi}} {
-		if got, err := expand(step.ask); err != nil || got != step.get {
-			t.Errorf("expand to %d = %d, %v, want %d", step.ask, got, err, step.get)
-		}
-	}
-	create(t, c, ask("pvc-2", 10*mi))
-	_, err := expand(35 * mi)
-	wantCode(t, err, codes.ResourceExhausted, "no room")
-	_, err = expand(400 * mi)
-	wantCode(t, err, codes.OutOfRange, "in all")
-	_, err = c.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: v.GetVolumeId()})
-	wantCode(t, err, codes.InvalidArgument)
-}
-
 func TestListingGoesOnWhereItStopped(t *testing.T) {
 	o := options(t, 2)
 	s := newServer(t, o)
