@@ -3,15 +3,12 @@ package controllers
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	volumehelpers "k8s.io/component-helpers/storage/volume"
@@ -22,15 +19,17 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/internal/crashpoint"
 	"github.com/berth-storage/berth/provisioner"
 )
 
-// ExpansionReconciler makes volumes larger when their claims ask for it: the
-// driver makes room, then the volume's capacity is written, then the claim's.
-// Each step can be repeated, and a crash between two leaves what the next
-// attempt finishes. kube-controller-manager does no more for such volumes than
+// ExpansionReconciler makes volumes larger when their claims ask for it: the size
+// is written into the claim as allocated, so that quotas count it whatever becomes
+// of the request; the driver makes room; then the volume's capacity is written,
+// then the claim's. Each step can be repeated, and a crash between two leaves what
+// the next attempt finishes. kube-controller-manager does no more for such volumes than
 // to say that somebody else will (event ExternalExpanding), and the volumes
 // need nothing from kubelet.
 type ExpansionReconciler struct {
@@ -87,7 +86,10 @@ func (r *ExpansionReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	}
 	result, err := r.expand(ctx, claim, volume)
 	if apierrors.IsConflict(err) {
-		return reconcile.Result{RequeueAfter: minRetry}, nil // somebody wrote meanwhile: look again
+		// Somebody wrote meanwhile, and may have changed the request: look again. A
+		// claim that was made anew is a conflict too, since what is written carries
+		// the resource version besides the UID.
+		return reconcile.Result{RequeueAfter: minRetry}, nil
 	}
 	return result, client.IgnoreNotFound(err)
 }
@@ -106,68 +108,94 @@ func (r *ExpansionReconciler) expand(ctx context.Context, claim *corev1.Persiste
 	if !ok {
 		return reconcile.Result{}, nil
 	}
-	switch decideExpansion(claim, volume) {
+	if guard, ok := provisioner.As[libcontroller.DeletionGuard](driver); ok && !guard.ShouldDelete(ctx, volume) {
+		return reconcile.Result{}, nil // another process, on another node, has it
+	}
+	start := r.Clock.Now()
+	switch step := decideExpansion(claim, volume); step.action {
 	case expansionGrow:
-		return r.grow(ctx, driver, claim, volume)
+		return r.grow(ctx, driver, claim, volume, step)
 	case expansionReport:
-		return reconcile.Result{}, r.report(ctx, claim, volume)
+		if err := r.report(ctx, claim, volume); err != nil {
+			return r.refused(ctx, claim, volume, start, err)
+		}
 	}
 	return reconcile.Result{}, nil
 }
 
 // grow has the driver make room and writes the sizes.
-func (r *ExpansionReconciler) grow(ctx context.Context, driver provisioner.Driver, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) (reconcile.Result, error) {
-	start := r.Clock.Now()
-	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
-	request := requestDigest(sha256.Sum256([]byte(string(claim.UID) + " " + size.String())))
-	if wait := r.infeasible.Wait(client.ObjectKeyFromObject(claim), request); wait > 0 {
+func (r *ExpansionReconciler) grow(ctx context.Context, driver provisioner.Driver, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, step expansionStep) (reconcile.Result, error) {
+	attempt := expansionAttempt{
+		size: step.size, start: r.Clock.Now(),
+		request: requestDigest(sha256.Sum256([]byte(string(claim.UID) + " " + step.size.String()))),
+	}
+	if wait := r.infeasible.Wait(client.ObjectKeyFromObject(claim), attempt.request); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
-	grown, err := callExpander(ctx, driver, volume, size.Value())
+	expander, ok := provisioner.As[provisioner.Expander](driver)
+	if !ok {
+		return r.failed(ctx, claim, volume, attempt, provisioner.Infeasible("claim field spec.resources.requests.storage", step.size.String(),
+			"%s has no volumes that can grow", volume.Annotations[volumehelpers.AnnDynamicallyProvisioned]))
+	}
+	if !step.allocated {
+		var err error
+		if claim, err = r.allocate(ctx, claim, step.size); err != nil {
+			return r.refused(ctx, claim, volume, attempt.start, err)
+		}
+		crashpoint.Reach(crashpoint.SizeAllocated)
+	}
+	grown, err := expander.Expand(ctx, volume, step.size.Value())
 	if err != nil {
-		return r.failed(ctx, claim, volume, request, start, err)
+		return r.failed(ctx, claim, volume, attempt, err)
 	}
 	crashpoint.Reach(crashpoint.StorageExpanded)
-	if err := r.patchVolume(ctx, volume, claim, grown.Annotations); err != nil {
+	has := step.size
+	if grown.Size > has.Value() {
+		has = *resource.NewQuantity(grown.Size, resource.BinarySI)
+	}
+	if err := r.patchVolume(ctx, volume, has, grown.Annotations); err != nil {
 		return reconcile.Result{}, fmt.Errorf("write the volume's capacity: %w", err)
 	}
 	crashpoint.Reach(crashpoint.VolumeExpanded)
 	if err := r.report(ctx, claim, volume); err != nil {
-		return reconcile.Result{}, err
+		return r.refused(ctx, claim, volume, attempt.start, err)
 	}
 	r.infeasible.Forget(client.ObjectKeyFromObject(claim))
-	tell(r.Events, claim, reasonVolumeResizeSuccessful, actionExpand, "Volume %s has %s now; %s", volume.Name, size.String(), grown.Note)
-	took := r.Clock.Since(start)
+	tell(r.Events, claim, reasonVolumeResizeSuccessful, actionExpand, "Volume %s has %s now; %s", volume.Name, has.String(), grown.Note)
+	took := r.Clock.Since(attempt.start)
 	r.Metrics.expandSeconds.WithLabelValues(volume.Spec.StorageClassName).Observe(took.Seconds())
-	log.FromContext(ctx).Info("Expanded volume", append(r.keys(volume, start), "size", size.String())...)
+	log.FromContext(ctx).Info("Expanded volume", append(r.keys(volume, attempt.start), "size", has.String())...)
 	return reconcile.Result{}, nil
 }
 
-func callExpander(ctx context.Context, driver provisioner.Driver, volume *corev1.PersistentVolume, size int64) (provisioner.Expansion, error) {
-	expander, ok := provisioner.As[provisioner.Expander](driver)
-	if !ok {
-		return provisioner.Expansion{}, provisioner.Infeasible("claim field spec.resources.requests.storage", fmt.Sprint(size), "%s has no volumes that can grow",
-			volume.Annotations[volumehelpers.AnnDynamicallyProvisioned])
-	}
-	return expander.Expand(ctx, volume, size)
+// expansionAttempt is an attempt to give a volume a size.
+type expansionAttempt struct {
+	size    resource.Quantity
+	request requestDigest
+	start   time.Time
 }
 
-// failed tells the claim what went wrong and says when to try again.
-func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, request requestDigest, start time.Time, err error) (reconcile.Result, error) {
+// failed tells the claim what the driver failed with, and says when to try again.
+func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, attempt expansionAttempt, err error) (reconcile.Result, error) {
 	if provisioner.IsIgnored(err) {
 		return reconcile.Result{}, nil
 	}
 	r.Metrics.expandFailed.WithLabelValues(volume.Spec.StorageClassName).Inc()
 	warnOf(err, r.Events, claim, reasonVolumeResizeFailed, actionExpand, "failed to expand volume %s: %v", volume.Name, err)
-	keys := r.keys(volume, start)
+	keys := r.keys(volume, attempt.start)
 	if refusedExpansion(err) {
-		if err := r.condemn(ctx, claim, clip(err.Error(), maxEventNote)); err != nil {
+		if err := r.condemn(ctx, claim, err); err != nil {
 			return reconcile.Result{}, err
 		}
 	}
+	wanted := claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	if grantsNothing(err) && wanted.Cmp(attempt.size) != 0 {
+		log.FromContext(ctx).Info("The volume can't grow to what its claim asked for before", append(keys, "reason", err.Error())...)
+		return reconcile.Result{RequeueAfter: minRetry}, nil // what it asks for now may be possible
+	}
 	if provisioner.IsInfeasible(err) {
 		log.FromContext(ctx).Info("The volume can't grow to what its claim asks for", append(keys, "reason", err.Error())...)
-		return reconcile.Result{RequeueAfter: r.infeasible.Add(client.ObjectKeyFromObject(claim), request)}, nil
+		return reconcile.Result{RequeueAfter: r.infeasible.Add(client.ObjectKeyFromObject(claim), attempt.request)}, nil
 	}
 	if wait, ok := provisioner.RetryAfter(err); ok {
 		log.FromContext(ctx).Info("The volume's storage is unavailable", append(keys, "reason", err.Error(), "retryAfter", wait.String())...)
@@ -176,25 +204,14 @@ func (r *ExpansionReconciler) failed(ctx context.Context, claim *corev1.Persiste
 	return reconcile.Result{}, &storageError{what: "Expansion failed", keys: keys, err: err}
 }
 
-// condemn writes into the claim why its volume did not grow, unless it says so.
-func (r *ExpansionReconciler) condemn(ctx context.Context, claim *corev1.PersistentVolumeClaim, why string) error {
-	condition := corev1.PersistentVolumeClaimCondition{
-		Type:               corev1.PersistentVolumeClaimControllerResizeError,
-		Status:             corev1.ConditionTrue,
-		LastTransitionTime: metav1.NewTime(r.Clock.Now()),
-		Reason:             reasonVolumeResizeFailed,
-		Message:            why,
+// refused tells the claim that the API server does not take what the claim would
+// have: a quota has no room for a volume that is larger than its claim asks for,
+// or a policy forbids it. Any other error of the API server is returned as it is.
+func (r *ExpansionReconciler) refused(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, start time.Time, err error) (reconcile.Result, error) {
+	if !apierrors.IsForbidden(err) {
+		return reconcile.Result{}, err
 	}
-	for _, c := range claim.Status.Conditions {
-		if c.Type != condition.Type || c.Status != condition.Status {
-			continue
-		}
-		if c.Reason == condition.Reason && c.Message == condition.Message {
-			return nil
-		}
-		condition.LastTransitionTime = c.LastTransitionTime
-	}
-	return r.patchClaimStatus(ctx, claim, map[string]any{"conditions": []any{condition}})
+	return r.failed(ctx, claim, volume, expansionAttempt{start: start}, err)
 }
 
 // keys are those of the log's line on an attempt to expand volume.
@@ -202,44 +219,4 @@ func (r *ExpansionReconciler) keys(volume *corev1.PersistentVolume, start time.T
 	o := volumeOutcome(r.Drivers, volume, start)
 	o.claim, o.volume = "", volume.Name // the reconciler's requests are claims
 	return o.keys(r.Clock.Now())
-}
-
-// patchVolume writes the new capacity into this very volume, and annotations.
-func (r *ExpansionReconciler) patchVolume(ctx context.Context, volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim, annotations map[string]string) error {
-	before := volume.DeepCopy()
-	maps.Copy(volume.Annotations, annotations)
-	volume.Spec.Capacity[corev1.ResourceStorage] = claim.Spec.Resources.Requests[corev1.ResourceStorage]
-	return r.Client.Patch(ctx, volume, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
-}
-
-// report writes into the claim what its volume has, and that nothing is left to
-// do. Only the conditions of an expansion are touched.
-func (r *ExpansionReconciler) report(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) error {
-	status := map[string]any{"capacity": volume.Spec.Capacity}
-	ended := []corev1.PersistentVolumeClaimConditionType{corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimResizing}
-	var removals []any
-	for _, c := range claim.Status.Conditions {
-		if slices.Contains(ended, c.Type) {
-			removals = append(removals, map[string]any{"$patch": "delete", "type": c.Type})
-		}
-	}
-	if len(removals) > 0 {
-		status["conditions"] = removals
-	}
-	return r.patchClaimStatus(ctx, claim, status)
-}
-
-// patchClaimStatus merges strategically, so that what others write stays.
-func (r *ExpansionReconciler) patchClaimStatus(ctx context.Context, claim *corev1.PersistentVolumeClaim, status map[string]any) error {
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": claim.UID, "resourceVersion": claim.ResourceVersion},
-		"status":   status,
-	})
-	if err != nil {
-		return fmt.Errorf("encode the claim's status: %w", err)
-	}
-	if err := r.Client.Status().Patch(ctx, claim.DeepCopy(), client.RawPatch(types.StrategicMergePatchType, patch)); err != nil {
-		return fmt.Errorf("write the claim's status: %w", err)
-	}
-	return nil
 }

@@ -81,7 +81,7 @@ func TestDecideExpansion(t *testing.T) {
 				},
 			}
 			test.edit(p)
-			if got := decideExpansion(p.claim, p.volume); got != test.want {
+			if got := decideExpansion(p.claim, p.volume).action; got != test.want {
 				t.Errorf("action = %v, want %v", got, test.want)
 			}
 		})
@@ -111,7 +111,7 @@ func TestRefusalsAreToldFromSilence(t *testing.T) {
 	}
 }
 
-func TestConditionsDoNotHastenExpansion(t *testing.T) {
+func TestOnlyWhatChangesAnExpansionHastensIt(t *testing.T) {
 	condition := func(message string) func(*corev1.PersistentVolumeClaim) {
 		return func(c *corev1.PersistentVolumeClaim) {
 			c.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: corev1.PersistentVolumeClaimControllerResizeError, Message: message}}
@@ -121,20 +121,26 @@ func TestConditionsDoNotHastenExpansion(t *testing.T) {
 		edits []func(*corev1.PersistentVolumeClaim)
 		want  bool
 	}{
-		"seen again":             {nil, true},
-		"a condition":            {[]func(*corev1.PersistentVolumeClaim){condition("no room")}, false},
+		"seen again":    {nil, true},
+		"a condition":   {[]func(*corev1.PersistentVolumeClaim){condition("no room")}, false},
+		"an annotation": {[]func(*corev1.PersistentVolumeClaim){func(c *corev1.PersistentVolumeClaim) { c.Annotations = map[string]string{"a": "b"} }}, false},
+		"what is allocated": {[]func(*corev1.PersistentVolumeClaim){func(c *corev1.PersistentVolumeClaim) {
+			c.Status.AllocatedResources = storage("2Gi")
+			c.Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{corev1.ResourceStorage: corev1.PersistentVolumeClaimControllerResizeInProgress}
+		}}, false},
 		"another size":           {[]func(*corev1.PersistentVolumeClaim){func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = storage("3Gi") }}, true},
 		"another size, and more": {[]func(*corev1.PersistentVolumeClaim){condition("no room"), func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = storage("3Gi") }}, true},
 		"it has grown":           {[]func(*corev1.PersistentVolumeClaim){func(c *corev1.PersistentVolumeClaim) { c.Status.Capacity = storage("2Gi") }}, false},
 	} {
 		before := &corev1.PersistentVolumeClaim{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "claim", UID: "uid"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "claim", UID: "uid", ResourceVersion: "1"},
 			Spec:       corev1.PersistentVolumeClaimSpec{Resources: corev1.VolumeResourceRequirements{Requests: storage("2Gi")}},
 			Status:     corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound, Capacity: storage("1Gi")},
 		}
 		after := before.DeepCopy()
 		for _, edit := range test.edits {
 			edit(after)
+			after.ResourceVersion = "2"
 		}
 		if got := asksForMore().Update(event.UpdateEvent{ObjectOld: before, ObjectNew: after}); got != test.want {
 			t.Errorf("%s: %t, want %t", name, got, test.want)

@@ -72,6 +72,7 @@ func (s *scope) driverName() string { return s.name + ".example.com" }
 // berthOptions say how a manager differs from the usual.
 type berthOptions struct {
 	config     *rest.Config // of whom it acts as
+	newClient  client.NewClientFunc
 	noBinder   bool
 	bindGrace  time.Duration
 	silence    time.Duration // of a kube-controller-manager that is taken for dead
@@ -111,6 +112,7 @@ func (s *scope) run(driver libcontroller.Provisioner, edits ...func(*berthOption
 	cacheOptions.ByObject[&storagev1.CSIStorageCapacity{}] = controllers.CapacityCache(s.name)
 	mgr, err := ctrl.NewManager(o.config, manager.Options{
 		Cache:                  cacheOptions,
+		NewClient:              o.newClient,
 		Metrics:                metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0",
 		Controller:             config.Controller{SkipNameValidation: ptr.To(true)},

@@ -21,6 +21,10 @@ const (
 	berthUser = "berth-under-test"
 	// minimalUser has no rights but those of config/rbac.
 	minimalUser = "berth-with-minimal-rights"
+	// featureGatesEnv names the environment variable with the feature gates of the
+	// control plane, as its flag --feature-gates has them. KUBEBUILDER_ASSETS decides
+	// which version it is.
+	featureGatesEnv = "BERTH_FEATURE_GATES"
 )
 
 // auditPolicy keeps every write to claims and volumes with what came of it, and
@@ -51,12 +55,17 @@ var shared struct {
 func sharedControlPlane(t *testing.T) *controlplane.ControlPlane {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.cp, shared.err = controlplane.Start(context.Background(), controlplane.Options{
+		options := controlplane.Options{
 			ControllerManager: true,
 			Scheduler:         true,
 			AuditPolicy:       auditPolicy,
 			Output:            os.Stderr,
-		})
+		}
+		if gates := os.Getenv(featureGatesEnv); gates != "" {
+			arg := []string{"--feature-gates=" + gates}
+			options.APIServerArgs, options.ControllerManagerArgs, options.SchedulerArgs = arg, arg, arg
+		}
+		shared.cp, shared.err = controlplane.Start(context.Background(), options)
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)

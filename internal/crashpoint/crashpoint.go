@@ -23,6 +23,7 @@ const (
 	VolumeDeleted     Point = "volume-deleted"
 	FinalizerRemoved  Point = "finalizer-removed"
 	TrashPartlyPurged Point = "trash-partly-purged"
+	SizeAllocated     Point = "size-allocated"
 	StorageExpanded   Point = "storage-expanded"
 	VolumeExpanded    Point = "volume-expanded"
 

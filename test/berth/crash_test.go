@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-storage/berth/internal/crashpoint"
 )
@@ -29,7 +30,7 @@ var (
 		crashpoint.MovedToTrash, crashpoint.MarkerRemoved, crashpoint.StorageDeleted,
 		crashpoint.VolumeDeleted, crashpoint.FinalizerRemoved, crashpoint.TrashPartlyPurged,
 	}
-	growingPoints = []crashpoint.Point{crashpoint.StorageExpanded, crashpoint.VolumeExpanded}
+	growingPoints = []crashpoint.Point{crashpoint.SizeAllocated, crashpoint.StorageExpanded, crashpoint.VolumeExpanded}
 	// limitPoints need a disk with project quotas: package quota tests them.
 	limitPoints = []crashpoint.Point{crashpoint.ProjectSet, crashpoint.LimitRaised, crashpoint.LimitLifted}
 )
@@ -207,12 +208,23 @@ func TestKilledWhileExpanding(t *testing.T) {
 		claim.Spec.Resources.Requests = sized("2Mi")
 		s.ok(s.client.Update(t.Context(), claim))
 		first.expectCrash()
+		// Its owner asks for less meanwhile: the storage may have granted more, and
+		// quotas must go on to count that.
+		s.get(claim)
+		lower := claim.DeepCopy()
+		lower.Spec.Resources.Requests = sized("1536Ki")
+		refused := s.client.Patch(t.Context(), lower, client.MergeFrom(claim))
+		s.Expect(refused == nil).To(gomega.Equal(len(claim.Status.AllocatedResources) > 0), "API servers that count only requests take no smaller ones: %v", refused)
 		s.start("")
 		s.Eventually(func() []string {
 			s.get(claim)
 			s.get(volume)
 			return []string{claim.Status.Capacity.Storage().String(), volume.Spec.Capacity.Storage().String()}
 		}).Should(gomega.HaveEach("2Mi"))
+		if refused == nil {
+			s.Expect(claim.Status.AllocatedResources.Storage().String()).To(gomega.Equal("2Mi"))
+			s.Expect(claim.Status.AllocatedResourceStatuses).To(gomega.BeEmpty())
+		}
 		s.Expect(os.ReadFile(filepath.Join(s.dirOf(volume), "c", "d"))).To(gomega.Equal([]byte("c/d")))
 	})
 }
