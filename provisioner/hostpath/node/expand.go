@@ -12,6 +12,10 @@ import (
 	"github.com/berth-storage/berth/provisioner/hostpath/wire"
 )
 
+// leastGrowth is a block of the filesystem: less needs no room. A claim that gives up
+// growing can't ask for what it has, but has to ask for a byte more.
+const leastGrowth = 4096
+
 // ControllerExpandVolume promises a volume more, and never takes any away.
 func (s *Server) ControllerExpandVolume(ctx context.Context, req *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
 	id, err := readVolumeID(req.GetVolumeId())
@@ -68,10 +72,12 @@ func (s *Server) expand(ctx context.Context, id wire.VolumeID, wanted, limit int
 	}
 	// A slash: no volume has such a name.
 	growth := wish{name: "growth/" + id.Volume, size: wanted - v.SizeBytes, limited: v.Project != 0}
-	if _, ok := s.ledger.take(s.options.Limits, candidates, growth); !ok {
-		return 0, withCode(codes.ResourceExhausted, fmt.Errorf("expand volume %s: %w", id.Volume, s.noRoom(p, growth.size, candidates)))
+	if growth.size >= leastGrowth {
+		if _, ok := s.ledger.take(s.options.Limits, candidates, growth); !ok {
+			return 0, withCode(codes.ResourceExhausted, fmt.Errorf("expand volume %s: %w", id.Volume, s.noRoom(p, growth.size, candidates)))
+		}
+		defer s.ledger.give(v.place, growth.name)
 	}
-	defer s.ledger.give(v.place, growth.name)
 	expect := directory.Expectation{ClaimUID: v.ClaimUID, Path: v.Path}
 	if err := v.within(ctx, func() error { return v.Resize(ctx, id.Volume, expect, wanted) }); err != nil {
 		return 0, begun(err)

@@ -31,6 +31,12 @@ func TestExpansionPromisesMoreAndNeverLess(t *testing.T) {
 	wantCode(t, err, codes.ResourceExhausted, "no room")
 	_, err = expand(400 * mi)
 	wantCode(t, err, codes.OutOfRange, "in all")
+	create(t, c, ask("pvc-3", 10*mi)) // all there is is promised
+	_, err = expand(21 * mi)
+	wantCode(t, err, codes.ResourceExhausted, "no room")
+	if got, err := expand(20*mi + 1); err != nil || got != 20*mi+1 {
+		t.Errorf("a byte more, on a full disk: %d, %v", got, err)
+	}
 	_, err = c.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: v.GetVolumeId()})
 	wantCode(t, err, codes.InvalidArgument)
 }
