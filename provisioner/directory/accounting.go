@@ -123,7 +123,7 @@ func (p *Pool) Inspect(ctx context.Context, volume string) error {
 		return err
 	}
 	defer leave()
-	m, err := readMarker(ctx, s.volumes, volume)
+	m, err := s.readMarker(ctx, volume)
 	if err != nil {
 		return err
 	}

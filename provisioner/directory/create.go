@@ -74,7 +74,7 @@ func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
 	}
 	defer s.close()
 
-	m, err := readMarker(ctx, s.volumes, spec.Volume)
+	m, err := s.readMarker(ctx, spec.Volume)
 	if notExist(err) {
 		return p.createNew(ctx, s, spec)
 	}

@@ -40,7 +40,7 @@ func (p *Pool) Delete(ctx context.Context, volume string, expect Expectation) er
 		return err
 	}
 	defer leave()
-	m, err := readMarker(ctx, s.volumes, volume)
+	m, err := s.readMarker(ctx, volume)
 	if notExist(err) {
 		return s.checkGone(ctx, volume, expect)
 	}
@@ -124,7 +124,7 @@ func (p *Pool) Lookup(ctx context.Context, volume string) (Marker, error) {
 		return Marker{}, err
 	}
 	defer leave()
-	return readMarker(ctx, s.volumes, volume)
+	return s.readMarker(ctx, volume)
 }
 
 // enterVolume is enter for an operation on a volume that should exist.
@@ -154,7 +154,7 @@ func (p *Pool) withMarker(ctx context.Context, volume string, f func(*session, M
 		return err
 	}
 	defer leave()
-	m, err := readMarker(ctx, s.volumes, volume)
+	m, err := s.readMarker(ctx, volume)
 	if notExist(err) {
 		return nil
 	}
@@ -201,7 +201,7 @@ func (s *session) checkGone(ctx context.Context, volume string, expect Expectati
 // taken into account.
 func (p *Pool) checkOwner(s *session, m Marker) error {
 	if s.index.ownerOf(m.Path) == "" {
-		p.index(s.index, m)
+		p.index(s.index, s.identity.ID, m)
 	}
 	if owner := s.index.ownerOf(m.Path); owner != m.Volume {
 		return fmt.Errorf("volume %s: another marker claims %s: %w", m.Volume, shown(m.Path), ErrNotOwned)

@@ -31,7 +31,10 @@
 // A marker that can't be read (a damaged disk, a careless hand) leaves its
 // directory unknown. Until it is repaired or removed, the pool makes no volume
 // below directories it does not know, adopts nothing, and does not delete the
-// volume in question; everything else goes on.
+// volume in question; everything else goes on. When no marker can be read, or
+// what is beside it can't be either, it is not the marker that is damaged: the
+// pool fails then. That a disk or a server did not answer says nothing.
+//
 //
 // # The first use of a base
 //
@@ -54,7 +57,9 @@
 //     `existing: adopt`.
 //
 //   - A base whose .berth directory has content but no pool.json is refused:
-//     restore the file from a backup.
+//     restore the file from a backup. So is one with a pool.json but without the
+//     directory of the markers, which was there before: without them nobody
+//     knows whose the directories are.
 //
 //   - A base whose pool.json names another pool or driver is refused: two disks
 //     were swapped, or a pool was renamed. In the second case edit the name.

@@ -14,7 +14,7 @@ var (
 	// ErrWrongPool says that a base carries another pool's identity, or none
 	// where there was one.
 	ErrWrongPool = errors.New("not the pool it should be")
-	// ErrDamagedMarker says that a marker can't be understood.
+	// ErrDamagedMarker says that a marker can't be read or understood.
 	ErrDamagedMarker = errors.New("damaged marker")
 	// ErrNotOwned says that no marker gives a directory to the volume in
 	// question, or that one gives it to another. Nothing was touched.

@@ -37,7 +37,8 @@ type Space struct {
 // Errors wrap fs.ErrNotExist, fs.ErrExist and the syscall.Errno of the
 // operation as far as there is one, whatever the protocol underneath calls it.
 // An error means that the call had no effect, unless it wraps
-// ErrOutcomeUnknown or comes from ctx. An implementation that retransmits must
+// ErrOutcomeUnknown or comes from ctx, and is about what was asked for, unless it
+// wraps ErrNoAnswer. An implementation that retransmits must
 // not answer ErrExist or ErrNotExist for what an earlier transmission of the
 // same call did: it returns ErrOutcomeUnknown when it can't tell.
 //
@@ -152,6 +153,9 @@ var (
 	ErrTooLarge = errors.New("file too large")
 	// ErrLocked says that another process holds a lock.
 	ErrLocked = errors.New("locked by another process")
+	// ErrNoAnswer says that whoever keeps the directory could not be asked, so that
+	// an error says nothing about it.
+	ErrNoAnswer = errors.New("no answer")
 	// ErrOutcomeUnknown says that a call may or may not have had an effect.
 	ErrOutcomeUnknown = errors.New("outcome unknown")
 )

@@ -17,11 +17,16 @@ const (
 	volumesName  = "volumes"
 	trashName    = "trash"
 	archiveName  = "archive"
+	// initialisingName is there while the directories are made, and no longer than
+	// until pool.json is.
+	initialisingName = TempPrefix + "initialising"
 )
 
 const (
 	identityVersion = 1
 	maxIdentity     = 4 << 10
+	// adminMode is the mode of .berth, and of the directories in it.
+	adminMode = 0o700
 )
 
 // identity is what pool.json holds.
@@ -63,7 +68,7 @@ func (p *Pool) makeAdmin(ctx context.Context, root Dir) (Dir, error) {
 			return nil, fmt.Errorf("the base is empty and %w: %w", ErrNotInitialised, err)
 		}
 	}
-	if err := root.Mkdir(ctx, adminName, 0o700); err != nil && !exist(err) {
+	if err := root.Mkdir(ctx, adminName, adminMode); err != nil && !exist(err) {
 		return nil, fmt.Errorf("make .berth: %w", err)
 	}
 	if err := root.Sync(ctx); err != nil {
@@ -111,15 +116,44 @@ func (p *Pool) identify(ctx context.Context, admin Dir, initialise bool) (identi
 		return identity{}, fmt.Errorf("%w: it says it is pool %s of %s, not %s of %s: is another disk mounted here? After renaming a pool, edit .berth/pool.json",
 			ErrWrongPool, shown(known.Pool), shown(known.Driver), p.options.Name, p.options.Driver)
 	}
+	volumes, err := openVolumes(ctx, admin)
+	if err != nil {
+		return identity{}, err
+	}
+	_ = volumes.Close()
 	if known, err = p.claimForCluster(ctx, admin, known, cluster); err != nil {
 		return identity{}, err
 	}
-	for _, name := range []string{volumesName, trashName, archiveName} {
-		if err := admin.Mkdir(ctx, name, 0o700); err != nil && !exist(err) {
-			return identity{}, fmt.Errorf("make .berth/%s: %w", name, err)
+	if err := makeKeeps(ctx, admin, trashName, archiveName); err != nil {
+		return identity{}, err
+	}
+	if err := admin.Remove(ctx, initialisingName); err != nil && !notExist(err) {
+		p.log.Error(err, "Could not remove what an initialisation has left behind", "pool", p.options.Name)
+	}
+	return known, nil
+}
+
+// makeKeeps makes those of the directories in .berth that are missing.
+func makeKeeps(ctx context.Context, admin Dir, names ...string) error {
+	for _, name := range names {
+		if err := admin.Mkdir(ctx, name, adminMode); err != nil && !exist(err) {
+			return fmt.Errorf("make .berth/%s: %w", name, err)
 		}
 	}
-	return known, admin.Sync(ctx)
+	return admin.Sync(ctx)
+}
+
+// openVolumes opens the directory of the markers. It is made before pool.json is,
+// so a pool that lacks it has lost it, and with it who owns what.
+func openVolumes(ctx context.Context, admin Dir) (Dir, error) {
+	volumes, err := admin.Open(ctx, volumesName)
+	if notExist(err) {
+		return nil, fmt.Errorf("%w: .berth/pool.json is there, but .berth/volumes, which says whose the directories are, is gone: restore it from a backup, or from lost+found; if this pool never had a volume, make it, with mode 0700", ErrWrongPool)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the markers: %w", err)
+	}
+	return volumes, nil
 }
 
 // claimForCluster writes cluster into a pool that belongs to none, and refuses
@@ -147,18 +181,20 @@ func writeIdentity(ctx context.Context, admin Dir, id identity) error {
 	return nil
 }
 
-// initialise writes pool.json into a .berth that nothing was done with yet.
+// initialise makes the directories in a .berth that nothing was done with yet, and
+// then, as a proof that they were there, pool.json.
 func (p *Pool) initialise(ctx context.Context, admin Dir, cluster string, allowed bool) (identity, error) {
-	for e, err := range admin.ReadDir(ctx) {
-		if err != nil {
-			return identity{}, fmt.Errorf("read .berth: %w", err)
-		}
-		if e.Name != lockName && !strings.HasPrefix(e.Name, TempPrefix) {
-			return identity{}, fmt.Errorf("%w: .berth holds %s, but pool.json is gone: restore it", ErrWrongPool, shown(e.Name))
-		}
+	if err := neverInitialised(ctx, admin); err != nil {
+		return identity{}, err
 	}
 	if !allowed {
 		return identity{}, fmt.Errorf("the base is %w: .berth is empty", ErrNotInitialised)
+	}
+	if err := admin.WriteFile(ctx, initialisingName, nil); err != nil {
+		return identity{}, fmt.Errorf("write .berth/%s: %w", initialisingName, err)
+	}
+	if err := makeKeeps(ctx, admin, volumesName, trashName, archiveName); err != nil {
+		return identity{}, err
 	}
 	fresh := identity{
 		Version: identityVersion,
@@ -173,6 +209,45 @@ func (p *Pool) initialise(ctx context.Context, admin Dir, cluster string, allowe
 	}
 	p.log.Info("Initialised pool", "pool", p.options.Name, "id", fresh.ID)
 	return fresh, nil
+}
+
+// neverInitialised fails with ErrWrongPool when .berth holds more than an
+// initialisation leaves that was cut off.
+func neverInitialised(ctx context.Context, admin Dir) error {
+	var held []string
+	begun := false
+	for e, err := range admin.ReadDir(ctx) {
+		if err != nil {
+			return fmt.Errorf("read .berth: %w", err)
+		}
+		if e.Name != lockName && !strings.HasPrefix(e.Name, TempPrefix) {
+			held = append(held, e.Name)
+		}
+		begun = begun || e.Name == initialisingName
+	}
+	for _, name := range held {
+		made := name == volumesName || name == trashName || name == archiveName
+		if begun && made {
+			empty, err := isEmptyAt(ctx, admin, name)
+			if err != nil {
+				return fmt.Errorf("look into .berth/%s: %w", name, err)
+			}
+			if empty {
+				continue
+			}
+		}
+		return fmt.Errorf("%w: .berth holds %s, but pool.json is gone: restore it", ErrWrongPool, shown(name))
+	}
+	return nil
+}
+
+func isEmptyAt(ctx context.Context, parent Dir, name string) (bool, error) {
+	dir, err := parent.Open(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close()
+	return isEmpty(ctx, dir)
 }
 
 // checkIdentity fails with ErrWrongPool unless admin belongs to the pool it did.

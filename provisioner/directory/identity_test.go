@@ -305,3 +305,87 @@ func TestAPoolIsNotAdoptedAsAVolume(t *testing.T) {
 	_, err := b.pool.Create(b.ctx, spec)
 	wantError(t, "Create", err, directory.ErrConflict)
 }
+
+func TestPoolThatHasLostItsMarkersIsRefused(t *testing.T) {
+	b := newBench(t)
+	b.create(specFor("shop"))
+	b.data("shop")
+	must(t, os.Rename(b.path(".berth/volumes"), b.path(".berth/archive/#12"))) // as fsck does, elsewhere
+	inner := volumeAt("pvc-2", "shop/inner")
+	adopted := volumeAt("pvc-3", "shop")
+	adopted.Adopt = true
+	for _, restart := range []bool{false, true} {
+		if restart {
+			b.restart()
+		}
+		for _, spec := range []directory.Spec{inner, adopted, specFor("shop"), volumeAt("pvc-4", "new")} {
+			_, err := b.pool.Create(b.ctx, spec)
+			wantError(t, "Create "+spec.Volume, err, directory.ErrWrongPool)
+			for _, word := range []string{"pool.json is there", ".berth/volumes", "restore it", "never had a volume"} {
+				if err != nil && !strings.Contains(err.Error(), word) {
+					t.Errorf("%v does not say %q", err, word)
+				}
+			}
+		}
+		wantError(t, "Delete", b.delete(specFor("shop")), directory.ErrWrongPool)
+		wantError(t, "Open", b.pool.Open(b.ctx), directory.ErrWrongPool)
+		b.wantTree("shop", "shop/data")
+	}
+	must(t, os.Rename(b.path(".berth/archive/#12"), b.path(".berth/volumes")))
+	b.create(volumeAt("pvc-4", "new"))
+	must(t, b.delete(specFor("shop")))
+}
+
+// An earlier version wrote pool.json first, and a crash may have left it so.
+func TestPoolWhoseInitialisationAnEarlierVersionHasNotFinished(t *testing.T) {
+	b := newBench(t)
+	b.create(specFor("vol"))
+	must(t, b.delete(specFor("vol")))
+	must(t, b.pool.PurgeTrash(b.ctx))
+	for _, dir := range []string{"volumes", "trash", "archive"} {
+		must(t, os.Remove(b.path(".berth/"+dir)))
+	}
+	b.restart()
+	_, err := b.pool.Create(b.ctx, specFor("vol"))
+	wantError(t, "Create", err, directory.ErrWrongPool)
+	must(t, os.Mkdir(b.path(".berth/volumes"), 0o700)) // as the text says
+	b.create(specFor("vol"))
+	b.wantAdmin("", "archive", "lock", "pool.json", "trash", "volumes")
+}
+
+// TestInitialisationIsFinishedAfterACrash cuts it off at every call, also in a base
+// that an administrator has released and that is not empty.
+func TestInitialisationIsFinishedAfterACrash(t *testing.T) {
+	for kind, fault := range faultKinds {
+		t.Run(kind, func(t *testing.T) {
+			for nth := 1; nth <= enoughCalls; nth++ {
+				b, hit := newFastBench(t), false
+				must(t, os.Mkdir(b.path("theirs"), 0o755))
+				must(t, os.Mkdir(b.path(".berth"), 0o700))
+				faults := fault(nth, &hit)
+				faults.serialise()
+				faults.Filesystem = local(t, b.base)
+				faulty := poolOn(t, faults, func(*directory.Options) {})
+				_, failed := faulty.Create(b.ctx, specFor("vol"))
+				must(t, faulty.Close())
+				if _, err := os.Lstat(b.path(".berth/pool.json")); err == nil {
+					for _, dir := range []string{"volumes", "trash", "archive"} {
+						if _, err := os.Lstat(b.path(".berth/" + dir)); err != nil {
+							t.Errorf("pool.json is there before %s", dir)
+						}
+					}
+				}
+				b.create(specFor("vol"))
+				b.wantAdmin("", "archive", "lock", "pool.json", "trash", "volumes")
+				must(t, b.pool.Close())
+				if t.Failed() {
+					t.Fatalf("call %d, which failed with: %v", nth, failed)
+				}
+				if !hit {
+					return
+				}
+			}
+			t.Fatal("the operation never gets through")
+		})
+	}
+}

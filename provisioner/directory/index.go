@@ -10,8 +10,9 @@ import (
 // the markers say, and what running Creates are about to make.
 type index struct {
 	mu sync.Mutex
-	// owner maps a path to the volume it belongs to.
+	// owner maps a path to the volume it belongs to, path the other way round.
 	owner map[string]string
+	path  map[string]string
 	// below counts the volumes below a directory, without those in leaving.
 	below map[string]int
 	// leaving holds the paths of volumes whose directories were moved away but
@@ -23,7 +24,7 @@ type index struct {
 	// an administrator, until they are removed.
 	made map[string]bool
 	// damaged holds the volumes whose markers can't be trusted.
-	damaged map[string]error
+	damaged map[string]damage
 	// sizes holds what the volumes were promised, promised their sum.
 	sizes    map[string]int64
 	promised int64
@@ -34,10 +35,11 @@ type index struct {
 func newIndex() *index {
 	return &index{
 		owner:   map[string]string{},
+		path:    map[string]string{},
 		below:   map[string]int{},
 		leaving: map[string]bool{},
 		made:    map[string]bool{},
-		damaged: map[string]error{},
+		damaged: map[string]damage{},
 		sizes:   map[string]int64{},
 
 		leavingBelow: map[string]int{},
@@ -72,15 +74,9 @@ func (s *Siblings) share(id string, fresh *index) *index {
 func (x *index) knows(volume string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if _, damaged := x.damaged[volume]; damaged {
-		return true
-	}
-	for _, owner := range x.owner {
-		if owner == volume {
-			return true
-		}
-	}
-	return false
+	_, damaged := x.damaged[volume]
+	_, hasPath := x.path[volume]
+	return damaged || hasPath
 }
 
 // reserve gives path to volume, unless it overlaps another volume's.
@@ -94,6 +90,7 @@ func (x *index) reserve(path, volume string) error {
 		return err
 	}
 	x.owner[path] = volume
+	x.path[volume] = path
 	for _, dir := range ancestors(path) {
 		x.below[dir]++
 	}
@@ -165,8 +162,11 @@ func (x *index) release(path string) {
 		return
 	}
 	x.stayLocked(path)
-	x.forgetLocked(x.owner[path])
+	volume := x.owner[path]
+	x.forgetLocked(volume)
 	delete(x.owner, path)
+	delete(x.path, volume)
+	delete(x.damaged, volume)
 	for _, dir := range ancestors(path) {
 		decrement(x.below, dir)
 	}
@@ -228,29 +228,6 @@ func (x *index) volumes() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return len(x.owner)
-}
-
-// setDamaged notes that the marker of volume can't be trusted; nil takes it
-// back.
-func (x *index) setDamaged(volume string, err error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if err == nil {
-		delete(x.damaged, volume)
-		return
-	}
-	x.damaged[volume] = err
-}
-
-// damagedVolumes returns the volumes whose markers can't be trusted.
-func (x *index) damagedVolumes() map[string]error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	damaged := make(map[string]error, len(x.damaged))
-	for volume, err := range x.damaged {
-		damaged[volume] = err
-	}
-	return damaged
 }
 
 func decrement(counts map[string]int, key string) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -21,97 +22,114 @@ const readersAtOnce = 16
 
 // load builds the index from the markers.
 func (p *Pool) load(ctx context.Context, admin Dir, known identity) (*index, error) {
-	volumes, err := admin.Open(ctx, volumesName)
+	volumes, err := openVolumes(ctx, admin)
 	if err != nil {
-		return nil, fmt.Errorf("open the markers: %w", err)
+		return nil, err
 	}
 	defer volumes.Close()
 
-	var (
-		mu      sync.Mutex
-		markers []Marker
-		idx     = newIndex()
-	)
+	all := readMarkers{pool: p, volumes: volumes, index: newIndex(), unread: map[string]error{}, took: map[string]time.Duration{}}
+	if err := all.read(ctx); err != nil {
+		return nil, err
+	}
+	if len(all.unread) > 0 {
+		err := stillAnswers(ctx, admin, volumes)
+		if err == nil {
+			err = blame(all.good, all.unread)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for volume, err := range all.unread {
+		_ = p.noteDamage(all.index, volume, err, all.took[volume])
+	}
+	// Of two markers for one directory, which only a careless hand can make,
+	// the older one is believed.
+	slices.SortFunc(all.markers, func(a, b Marker) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Volume, b.Volume))
+	})
+	for _, m := range all.markers {
+		p.index(all.index, known.ID, m)
+	}
+	return all.index, nil
+}
+
+// readMarkers reads all markers of a pool that is not open yet.
+type readMarkers struct {
+	pool    *Pool
+	volumes Dir
+	index   *index
+
+	mu      sync.Mutex
+	markers []Marker
+	// good counts those that could be read, whatever they say.
+	good int
+	// unread says why others could not, and took how long that has taken.
+	unread map[string]error
+	took   map[string]time.Duration
+}
+
+func (r *readMarkers) read(ctx context.Context) error {
 	group, readCtx := errgroup.WithContext(ctx)
 	group.SetLimit(readersAtOnce)
 	var listing error
-	for e, err := range volumes.ReadDir(readCtx) {
+	for e, err := range r.volumes.ReadDir(readCtx) {
 		if err != nil {
 			listing = fmt.Errorf("list the markers: %w", err)
 			break
 		}
 		if strings.HasPrefix(e.Name, TempPrefix) {
 			// Nobody else writes here: the pool is locked and not open yet.
-			if err := volumes.Remove(ctx, e.Name); err != nil {
-				p.log.Error(err, "Could not remove what a crash left behind", "pool", p.options.Name)
+			if err := r.volumes.Remove(ctx, e.Name); err != nil {
+				r.pool.log.Error(err, "Could not remove what a crash left behind", "pool", r.pool.options.Name)
 			}
 			continue
 		}
-		volume, ok := volumeOf(e.Name)
-		if !ok {
-			continue
-		}
-		group.Go(func() error {
-			m, err := readMarker(readCtx, volumes, volume)
-			if isDamage(err) {
-				idx.setDamaged(volume, err)
-				p.log.Error(err, "Found a damaged marker, repair or remove it", "volume", volume, "pool", p.options.Name)
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			markers = append(markers, m)
-			return nil
-		})
-	}
-	if err := errors.Join(group.Wait(), listing); err != nil {
-		return nil, err
-	}
-	// Of two markers for one directory, which only a careless hand can make,
-	// the older one is believed.
-	slices.SortFunc(markers, func(a, b Marker) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Volume, b.Volume))
-	})
-	for _, m := range markers {
-		p.index(idx, m)
-		if m.Project != 0 && p.options.Quota != nil {
-			p.options.Quota.Hold(QuotaOwner{Pool: known.ID, Volume: m.Volume}, m.Project)
+		if volume, ok := volumeOf(e.Name); ok {
+			group.Go(func() error { return r.readOne(readCtx, volume) })
 		}
 	}
-	return idx, nil
+	return errors.Join(group.Wait(), listing)
 }
 
-// index adds a marker that was found to idx.
-func (p *Pool) index(idx *index, m Marker) {
+func (r *readMarkers) readOne(ctx context.Context, volume string) error {
+	start := time.Now()
+	m, err := readMarker(ctx, r.volumes, volume)
+	took := time.Since(start)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		r.good++
+		r.markers = append(r.markers, m)
+	case isDamage(err):
+		r.good++
+		_ = r.pool.noteDamage(r.index, volume, err, took)
+	case unreadable(err):
+		r.unread[volume], r.took[volume] = err, took
+	default:
+		return err
+	}
+	return nil
+}
+
+// index adds a marker that was found to idx, and keeps its project id from other
+// volumes. id is that of the pool.
+func (p *Pool) index(idx *index, id string, m Marker) {
+	if m.Project != 0 && p.options.Quota != nil {
+		p.options.Quota.Hold(QuotaOwner{Pool: id, Volume: m.Volume}, m.Project)
+	}
 	if err := idx.reserve(m.Path, m.Volume); err != nil {
 		err = fmt.Errorf("%w: volume %s: %w", ErrDamagedMarker, m.Volume, err)
-		idx.setDamaged(m.Volume, err)
-		p.log.Error(err, "Found two markers for one directory, remove the wrong one", "volume", m.Volume, "pool", p.options.Name)
+		if idx.setDamaged(m.Volume, damage{err: err, readable: true}) {
+			p.log.Error(err, "Found two markers for one directory, remove the wrong one", "volume", m.Volume, "pool", p.options.Name)
+		}
 		return
 	}
-	idx.setDamaged(m.Volume, nil)
+	idx.mended(m.Volume)
 	idx.setMade(m)
 	idx.promise(m)
-}
-
-// recheckDamaged looks whether an administrator has repaired or removed the
-// markers that were damaged, and returns how many still are.
-func (p *Pool) recheckDamaged(ctx context.Context, s *session) (int, error) {
-	for volume := range s.index.damagedVolumes() {
-		m, err := readMarker(ctx, s.volumes, volume)
-		switch {
-		case err == nil:
-			p.index(s.index, m)
-		case notExist(err):
-			s.index.setDamaged(volume, nil)
-		case !isDamage(err):
-			return 0, err
-		}
-	}
-	return len(s.index.damagedVolumes()), nil
 }
 
 // Volumes yields what the markers say, in the order of the volumes' names.
@@ -145,18 +163,19 @@ func (p *Pool) Markers(ctx context.Context, after string) iter.Seq2[Marker, erro
 			return
 		}
 		defer s.close()
+		if _, err := p.recheckDamaged(ctx, s); err != nil {
+			yield(Marker{}, err)
+			return
+		}
 		names, err := s.volumeNames(ctx, after)
 		if err != nil {
 			yield(Marker{}, err)
 			return
 		}
-		var damaged []error
 		for _, volume := range names {
-			m, err := readMarker(ctx, s.volumes, volume)
+			m, err := p.list(ctx, s, volume)
 			switch {
-			case notExist(err): // deleted meanwhile
-			case isDamage(err):
-				damaged = append(damaged, err)
+			case notExist(err), isDamage(err): // deleted meanwhile, or told at the end
 			case err != nil:
 				yield(Marker{}, err)
 				return
@@ -164,10 +183,28 @@ func (p *Pool) Markers(ctx context.Context, after string) iter.Seq2[Marker, erro
 				return
 			}
 		}
-		if len(damaged) > 0 {
+		if damaged := s.index.unreadableMarkers(); len(damaged) > 0 {
 			yield(Marker{}, errors.Join(damaged...))
 		}
 	}
+}
+
+// list reads the marker of a volume that is listed. One that was found damaged is
+// not read again.
+func (p *Pool) list(ctx context.Context, s *session, volume string) (Marker, error) {
+	if err := s.index.unreadableMarker(volume); err != nil {
+		return Marker{}, err
+	}
+	start := time.Now()
+	m, err := readMarker(ctx, s.volumes, volume)
+	if unreadable(err) {
+		if err := stillAnswers(ctx, s.admin, s.volumes); err != nil {
+			return Marker{}, err
+		}
+	} else if !isDamage(err) {
+		return m, err
+	}
+	return Marker{}, p.noteDamage(s.index, volume, err, time.Since(start))
 }
 
 // volumeNames returns, sorted, the names of the volumes that have a marker and
@@ -190,10 +227,4 @@ func (s *session) volumeNames(ctx context.Context, after string) ([]string, erro
 func volumeOf(file string) (string, bool) {
 	volume, ok := strings.CutSuffix(file, markerSuffix)
 	return volume, ok && checkVolume(volume) == nil
-}
-
-// isDamage reports whether err says that a marker is there and no good, rather
-// than that it could not be read for now.
-func isDamage(err error) bool {
-	return errors.Is(err, ErrDamagedMarker) || errors.Is(err, ErrTooLarge) || notRegular(err)
 }

@@ -5,6 +5,7 @@ package directory
 import (
 	"context"
 	"errors"
+	"syscall"
 )
 
 // Local needs Linux; elsewhere the package compiles, for tools that only read
@@ -27,3 +28,6 @@ func (*Local) Root(context.Context) (Dir, error) { return nil, errors.ErrUnsuppo
 
 // Space fails.
 func (*Local) Space(context.Context) (Space, error) { return Space{}, errors.ErrUnsupported }
+
+// damageErrnosHere are none.
+var damageErrnosHere []syscall.Errno

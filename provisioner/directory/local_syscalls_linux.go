@@ -238,3 +238,7 @@ func retryEINTR[T any](f func() (T, error)) (T, error) {
 		}
 	}
 }
+
+// damageErrnosHere are those of damageErrnos that only Linux has: the checksum or
+// the structure of what was read is wrong, or the medium is.
+var damageErrnosHere = []syscall.Errno{syscall.EUCLEAN, syscall.ENODATA, syscall.EREMOTEIO}

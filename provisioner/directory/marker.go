@@ -157,7 +157,20 @@ func parseMarker(volume string, data []byte) (Marker, error) {
 }
 
 // readMarker returns the marker of volume, or an error that wraps
-// fs.ErrNotExist when there is none.
+// fs.ErrNotExist when there is none. One that can't be read because of what the
+// filesystem answers is damaged if it is known to be there; otherwise it may be
+// the directory that is.
+func (s *session) readMarker(ctx context.Context, volume string) (Marker, error) {
+	m, err := readMarker(ctx, s.volumes, volume)
+	if err == nil {
+		s.index.read(volume)
+	} else if unreadable(err) && s.index.knows(volume) {
+		return Marker{}, fmt.Errorf("%w: %w", ErrDamagedMarker, err)
+	}
+	return m, err
+}
+
+// readMarker is the same without what is known.
 func readMarker(ctx context.Context, volumes Dir, volume string) (Marker, error) {
 	data, err := volumes.ReadFile(ctx, volume+markerSuffix, maxMarker)
 	if err != nil {

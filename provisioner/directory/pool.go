@@ -117,8 +117,7 @@ func (p *Pool) Stats(ctx context.Context) (Stats, error) {
 		return Stats{}, err
 	}
 	defer s.close()
-	damaged := len(s.index.damagedVolumes())
-	stats := Stats{Volumes: s.index.volumes() + damaged, Damaged: damaged}
+	stats := Stats{Volumes: s.index.volumes() + s.index.unknownDirectories(), Damaged: s.index.damages()}
 	trash, err := s.admin.Open(ctx, trashName)
 	if err != nil {
 		return Stats{}, fmt.Errorf("open the trash: %w", err)
@@ -204,8 +203,8 @@ func (p *Pool) look(ctx context.Context, initialise bool) (_ *session, err error
 	if err = checkIdentity(ctx, s.admin, s.identity); err != nil {
 		return nil, err
 	}
-	if s.volumes, err = s.admin.Open(ctx, volumesName); err != nil {
-		return nil, fmt.Errorf("open the markers: %w", err)
+	if s.volumes, err = openVolumes(ctx, s.admin); err != nil {
+		return nil, err
 	}
 	return s, nil
 }

@@ -14,7 +14,7 @@ func (p *Pool) Resize(ctx context.Context, volume string, expect Expectation, si
 		return err
 	}
 	defer leave()
-	m, err := readMarker(ctx, s.volumes, volume)
+	m, err := s.readMarker(ctx, volume)
 	if err != nil {
 		return fmt.Errorf("resize volume %s: %w", volume, err)
 	}

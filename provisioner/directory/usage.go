@@ -43,7 +43,7 @@ func (p *Pool) Usage(ctx context.Context) iter.Seq2[VolumeUsage, error] {
 				return
 			}
 			volume, ok := volumeOf(e.Name)
-			if !ok {
+			if !ok || s.index.unreadableMarker(volume) != nil {
 				continue
 			}
 			usage, err := s.usage(ctx, volume)
@@ -71,7 +71,7 @@ func (p *Pool) UsageOf(ctx context.Context, volume string) (VolumeUsage, error) 
 // usage fails as far as the marker can't be read; what else is in the way of an
 // answer is one.
 func (s *session) usage(ctx context.Context, volume string) (VolumeUsage, error) {
-	m, err := readMarker(ctx, s.volumes, volume)
+	m, err := s.readMarker(ctx, volume)
 	if err != nil {
 		return VolumeUsage{}, err
 	}

@@ -35,8 +35,16 @@ func (f *Filesystem) Space(ctx context.Context) (directory.Space, error) {
 	return directory.Space{Total: space.Total, Free: space.Free}, translate(err)
 }
 
+// unanswered is an error for want of an answer, in the client's words.
+type unanswered struct{ error }
+
+func (e unanswered) Unwrap() []error { return []error{e.error, directory.ErrNoAnswer} }
+
 // translate makes the client's sentinels the engine's.
 func translate(err error) error {
+	if errors.Is(err, client.ErrUnreachable) || errors.Is(err, client.ErrBusy) {
+		err = unanswered{err}
+	}
 	for theirs, ours := range map[error]error{
 		client.ErrOutcomeUnknown: directory.ErrOutcomeUnknown,
 		client.ErrCrossesMount:   directory.ErrCrossesMount,
