@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"syscall"
 	"time"
 
@@ -141,6 +140,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		return Marker{}, err
 	}
 	s.index.setMade(b.marker)
+	b.marker.Unfinished = !b.marker.Adopted
 	err = writeMarker(ctx, s.volumes, b.marker)
 	if err == nil {
 		crashpoint.Reach(crashpoint.MarkerWritten)
@@ -240,6 +240,9 @@ type builder struct {
 	fresh bool
 	// made says that this call made the directory.
 	made bool
+	// above is what differs in the rights of the directories that this call made
+	// above the volume's.
+	above []string
 }
 
 // build makes what is missing.
@@ -278,16 +281,54 @@ func (b *builder) buildOnce(ctx context.Context) error {
 		if err := b.enforce(ctx, dir); err != nil {
 			return err
 		}
-		if err := b.setAttributes(ctx, dir); err != nil {
+		if err := b.giveRights(ctx, dir); err != nil {
 			return err
 		}
 	}
-	return parent.Sync(ctx)
+	if err := parent.Sync(ctx); err != nil {
+		return err
+	}
+	return b.finish(ctx)
+}
+
+// begin notes in the marker that the volume is being made, before its directory
+// is, unless it is noted.
+func (b *builder) begin(ctx context.Context) error {
+	if b.marker.Unfinished {
+		return nil
+	}
+	b.marker.Unfinished = true
+	return writeMarker(ctx, b.volumes, b.marker)
+}
+
+// finish is the opposite of begin. From here on a pod may use the directory.
+func (b *builder) finish(ctx context.Context) error {
+	if !b.marker.Unfinished {
+		return nil
+	}
+	finished := b.marker
+	finished.Unfinished = false
+	if err := writeMarker(ctx, b.volumes, finished); err != nil {
+		return err
+	}
+	b.marker = finished
+	return nil
 }
 
 // makeLeaf makes the volume's directory, unless it is there and this call may
 // take it for the volume's.
 func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
+	if !b.marker.Unfinished {
+		_, err := parent.Lstat(ctx, leaf)
+		if notExist(err) {
+			err = b.begin(ctx)
+		} else if err == nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("make the directory of volume %s: %w", b.marker.Volume, err)
+		}
+	}
 	err := parent.Mkdir(ctx, leaf, initialMode)
 	switch {
 	case err == nil:
@@ -303,95 +344,6 @@ func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
 	default:
 		return fmt.Errorf("make the directory of volume %s: %w", b.marker.Volume, refuseKind(err, b.marker.Path, b.marker.Path))
 	}
-}
-
-// setAttributes gives the directory its owner, then its mode, unless it has got
-// past its initial mode before: then it is in use, and kubelet may have changed
-// both for a pod's fsGroup.
-func (b *builder) setAttributes(ctx context.Context, dir Dir) error {
-	info, err := dir.Stat(ctx)
-	if err != nil {
-		return err
-	}
-	if info.Mode&0o777 != initialMode {
-		return nil
-	}
-	m := b.marker
-	attr := Attr{Mode: m.Mode}
-	if m.UID != nil && *m.UID != info.UID {
-		attr.UID = m.UID
-	}
-	if m.GID != nil && *m.GID != info.GID {
-		attr.GID = m.GID
-	}
-	if err := dir.SetAttr(ctx, attr); err != nil {
-		return fmt.Errorf("set mode and owner of volume %s: %w", m.Volume, err)
-	}
-	return dir.Sync(ctx)
-}
-
-// makeParents opens the directory above the volume's and makes what is missing
-// on the way. What was made for a pattern, by this call or another that may
-// still be running, is made durable.
-func (b *builder) makeParents(ctx context.Context) (_ Dir, err error) {
-	dir := sharedDir(b.root)
-	defer func() {
-		if err != nil {
-			_ = dir.Close()
-		}
-	}()
-	path, _ := splitPath(b.marker.Path)
-	if path == "" {
-		return dir, nil
-	}
-	components := strings.Split(path, "/")
-	for i, name := range components {
-		child, err := dir.Open(ctx, name)
-		if notExist(err) {
-			child, err = makeParent(ctx, dir, name)
-		}
-		if err != nil {
-			return nil, refuseKind(err, b.marker.Path, strings.Join(components[:i+1], "/"))
-		}
-		if i >= len(components)-b.marker.ParentsMade {
-			if err := dir.Sync(ctx); err != nil {
-				return nil, errors.Join(err, child.Close())
-			}
-		}
-		_ = dir.Close()
-		dir = child
-	}
-	return dir, nil
-}
-
-func makeParent(ctx context.Context, dir Dir, name string) (Dir, error) {
-	err := dir.Mkdir(ctx, name, parentMode)
-	if err != nil && !exist(err) {
-		return nil, vanished(err)
-	}
-	madeNow := err == nil
-	child, err := dir.Open(ctx, name)
-	if err != nil {
-		return nil, vanished(err)
-	}
-	if !madeNow {
-		return child, nil
-	}
-	info, err := child.Stat(ctx)
-	if err == nil && info.Mode&0o777 != parentMode {
-		err = child.SetAttr(ctx, Attr{Mode: info.Mode | parentMode})
-	}
-	if err != nil {
-		return nil, errors.Join(err, child.Close())
-	}
-	return child, nil
-}
-
-func vanished(err error) error {
-	if notExist(err) {
-		return errVanished
-	}
-	return err
 }
 
 // settle finds out whether a createNew whose outcome is unknown has left a

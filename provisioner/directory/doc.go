@@ -35,6 +35,13 @@
 // what is beside it can't be either, it is not the marker that is damaged: the
 // pool fails then. That a disk or a server did not answer says nothing.
 //
+// # Who may use a directory
+//
+// Mode and owner of a volume are set once, after its directory was made and
+// before anybody can know of it: until then its marker says that it is
+// unfinished. What the filesystem gives a new directory does not matter, since it
+// may have inherited more than was asked for. Afterwards they are a matter of
+// kubelet and of the volume's owner, and are not touched.
 //
 // # The first use of a base
 //

@@ -78,17 +78,25 @@ func (p *Pool) makeAdmin(ctx context.Context, root Dir) (Dir, error) {
 }
 
 // private sees to it that nobody but the owner gets into .berth, also when an
-// administrator made it.
-func private(ctx context.Context, admin Dir) error {
+// administrator made it. A filesystem that takes the change and does not make it
+// can't keep anybody out.
+func (p *Pool) private(ctx context.Context, admin Dir) error {
 	info, err := admin.Stat(ctx)
 	if err != nil {
 		return err
 	}
-	if info.Mode == 0o700 {
+	if info.Mode&permissions == adminMode {
 		return nil
 	}
-	if err := admin.SetAttr(ctx, Attr{Mode: 0o700}); err != nil {
-		return fmt.Errorf("close .berth to others: %w", err)
+	if err := admin.SetAttr(ctx, Attr{Mode: adminMode}); err != nil {
+		return fmt.Errorf("close .berth, which has mode %04o and owner %d, to others, or make it so that it has mode %04o: %w", info.Mode, info.UID, adminMode, err)
+	}
+	if info, err = admin.Stat(ctx); err != nil {
+		return err
+	}
+	if info.Mode&permissions != adminMode {
+		p.log.Info("The filesystem does not let .berth be closed to others, who can change what it says of whose the directories are",
+			"pool", p.options.Name, "mode", fmt.Sprintf("%04o", info.Mode))
 	}
 	return nil
 }

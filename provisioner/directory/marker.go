@@ -89,6 +89,14 @@ type Marker struct {
 	Project uint32 `json:"project,omitempty"`
 	// Unenforced says why the size is not enforced, and is empty when it is.
 	Unenforced string `json:"unenforced,omitempty"`
+	// Unfinished says that no Create has succeeded yet, so that nobody can be
+	// using the directory, whatever its mode and its owner are. Only the marker
+	// of a volume that is just being made, or of an attempt that has failed
+	// halfway, holds it: versions that don't know it can read all others.
+	Unfinished bool `json:"unfinished,omitempty"`
+	// Rights says what of Mode, UID and GID the directory has not got, as the
+	// Create that returned this marker has found it; empty when it has all.
+	Rights string `json:"-"`
 }
 
 // Record returns what the marker says, in the words of the driver contract.

@@ -228,7 +228,7 @@ func (p *Pool) open(ctx context.Context, root Dir, initialise bool) (_ *opened, 
 		return nil, err
 	}
 	defer admin.Close()
-	if err := private(ctx, admin); err != nil {
+	if err := p.private(ctx, admin); err != nil {
 		return nil, err
 	}
 	lock, err := admin.Lock(ctx, lockName)

@@ -181,13 +181,16 @@ func (d *Driver) Run(ctx context.Context) error {
 }
 
 // Notice says that the size of volume is not enforced, unless its class wants it
-// so.
+// so, and that its directory has other rights than its class asks for.
 func (d *Driver) Notice(volume *corev1.PersistentVolume) string {
-	why, not := strings.CutPrefix(volume.Annotations[AnnQuota], "none: ")
-	if !not || why == directory.UnenforcedByClass {
-		return ""
+	var notices []string
+	if why, not := strings.CutPrefix(volume.Annotations[AnnQuota], "none: "); not && why != directory.UnenforcedByClass {
+		notices = append(notices, "its size is not enforced: "+why)
 	}
-	return "its size is not enforced: " + why
+	if rights := request.NoticeRights(volume); rights != "" {
+		notices = append(notices, rights)
+	}
+	return strings.Join(notices, "; ")
 }
 
 // NodeOf returns the name of the node that holds volume, or "".

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -17,9 +18,11 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner"
+	"github.com/berth-storage/berth/provisioner/directory"
 	"github.com/berth-storage/berth/provisioner/hostpath"
 	"github.com/berth-storage/berth/provisioner/hostpath/node"
 	"github.com/berth-storage/berth/provisioner/request"
+	"github.com/berth-storage/berth/test/lib/oddfs"
 )
 
 func TestProvisionDescribesALocalVolume(t *testing.T) {
@@ -295,5 +298,30 @@ func TestClassWithoutPoliciesDeletes(t *testing.T) {
 	opts.StorageClass = &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "bare"}, Parameters: opts.StorageClass.Parameters}
 	if got := b.provision(opts).Spec.PersistentVolumeReclaimPolicy; got != corev1.PersistentVolumeReclaimDelete {
 		t.Errorf("reclaim policy = %s", got)
+	}
+}
+
+func TestRightsThatTheFilesystemDoesNotGiveAreSaid(t *testing.T) {
+	b := newBench(t)
+	must(t, b.driver.Close())
+	nodes, err := hostpath.NewLocal(node.Options{
+		NodeName: nodeName, Pools: map[string][]string{"default": {b.base}}, Log: logr.Discard(),
+		Filesystem: func(real directory.Filesystem) directory.Filesystem {
+			return &oddfs.FS{Filesystem: real, MkdirMode: 0o777, Chmod: oddfs.Ignored}
+		},
+	})
+	must(t, err)
+	b.driver, err = hostpath.New(hostpath.Options{Nodes: nodes, Log: logr.Discard(), Node: func(_ context.Context, name string) (*corev1.Node, error) {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: b.labels}}, nil
+	}})
+	must(t, err)
+	defer b.driver.Close()
+	volume := b.provision(askFor("mode", "0750"))
+	if got, want := volume.Annotations[request.AnnRights], "mode 0777 instead of 0750 (wider)"; got != want {
+		t.Errorf("annotation %q, want %q", got, want)
+	}
+	want := "its size is not enforced: this driver can't limit directories; its directory has other rights than its class asks for: mode 0777 instead of 0750 (wider)"
+	if got := b.driver.Notice(volume); got != want {
+		t.Errorf("Notice = %q, want %q", got, want)
 	}
 }

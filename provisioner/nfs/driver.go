@@ -64,6 +64,7 @@ var (
 	_ provisioner.Driver           = (*Driver)(nil)
 	_ provisioner.Expander         = (*Driver)(nil)
 	_ provisioner.Inventory        = (*Driver)(nil)
+	_ provisioner.Noticer          = (*Driver)(nil)
 	_ provisioner.BackgroundWorker = (*Driver)(nil)
 )
 
@@ -128,6 +129,10 @@ func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions
 	}
 	return describe(opts, params, marker), nil
 }
+
+// Notice says that the directory of volume has other rights than its class asks
+// for.
+func (d *Driver) Notice(volume *corev1.PersistentVolume) string { return request.NoticeRights(volume) }
 
 // keepClearOfOthers refuses a path that is, holds, or lies in another share of
 // the same server.

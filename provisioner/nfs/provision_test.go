@@ -246,6 +246,20 @@ func TestSquashedRootIsExplained(t *testing.T) {
 	}
 }
 
+// A directory of Berth's that Berth can't close: it is not only squashing that
+// forbids it.
+func TestDirectoryThatCannotBeClosedIsExplained(t *testing.T) {
+	for _, way := range []string{"3", "4.0", "4.1"} {
+		t.Run(way, func(t *testing.T) {
+			const anonymous = 4242
+			b := newBench(t, way, nfsserver.Export{Squash: nfsserver.RootSquash, AnonymousID: anonymous})
+			must(t, os.Chown(b.base, anonymous, anonymous))
+			must(t, os.Mkdir(b.path(".berth"), 0o755))
+			b.wantRefused(b.ask("data"), "close .berth", "mode 0755", "owner 0", "no_root_squash", "aclmode")
+		})
+	}
+}
+
 // Whatever a tenant plants in the share leads nowhere.
 func TestSymbolicLinksLeadNowhere(t *testing.T) {
 	eachWay(t, func(t *testing.T, b *bench) {

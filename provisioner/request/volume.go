@@ -23,6 +23,9 @@ const (
 	AnnOnDelete = "berth.storage/on-delete"
 	// AnnClaim is namespace and name of the claim.
 	AnnClaim = "berth.storage/claim"
+	// AnnRights is there when the directory has not got the mode or the owner that
+	// its class asks for, since its filesystem gave it others. It says what differs.
+	AnnRights = "berth.storage/rights"
 )
 
 // Path returns the path that the class's pattern gives to a claim.
@@ -64,7 +67,7 @@ func Describe(driver string, opts controller.ProvisionOptions, marker directory.
 		policy = *class.ReclaimPolicy
 	}
 	mode := corev1.PersistentVolumeFilesystem
-	return &corev1.PersistentVolume{
+	volume := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: opts.PVName,
 			Annotations: map[string]string{
@@ -83,6 +86,20 @@ func Describe(driver string, opts controller.ProvisionOptions, marker directory.
 			PersistentVolumeSource:        source,
 		},
 	}
+	if marker.Rights != "" {
+		volume.Annotations[AnnRights] = marker.Rights
+	}
+	return volume
+}
+
+// NoticeRights returns what the owner of volume's claim should know of who may use
+// its directory, or "".
+func NoticeRights(volume *corev1.PersistentVolume) string {
+	rights := volume.Annotations[AnnRights]
+	if rights == "" {
+		return ""
+	}
+	return "its directory has other rights than its class asks for: " + rights
 }
 
 // Expectation returns what volume says of its directory, for comparison with

@@ -192,7 +192,7 @@ func (s *Server) checkSize(p *pool, wanted int64, candidates []candidate) error 
 // describe returns a volume in CSI's words.
 func describe(f found) *csi.Volume {
 	m := f.Marker
-	return &csi.Volume{
+	volume := &csi.Volume{
 		VolumeId:      wire.NewVolumeID(f.pool, m.Volume, m.ClaimUID, m.Path).String(),
 		CapacityBytes: m.SizeBytes,
 		VolumeContext: map[string]string{
@@ -207,4 +207,8 @@ func describe(f found) *csi.Volume {
 			wire.ContextCreated:   m.Created.Format(time.RFC3339Nano),
 		},
 	}
+	if m.Rights != "" {
+		volume.VolumeContext[wire.ContextRights] = m.Rights
+	}
+	return volume
 }

@@ -30,6 +30,9 @@ type Options struct {
 	Quota directory.Quota
 	// RequireMount refuses directories that are not the root of a filesystem.
 	RequireMount bool
+	// Filesystem, when set, stands between the pools and their directories, for
+	// tests of what other filesystems do.
+	Filesystem func(directory.Filesystem) directory.Filesystem
 	// Version is what the server says its version is.
 	Version string
 	Log     logr.Logger

@@ -67,8 +67,13 @@ func newPlace(o Options, pool, base string) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Pool = directory.NewPool(local, directory.Options{
-		Name: pool, Driver: wire.PluginName, RefuseInitialise: p.refuseInitialise, Quota: o.Quota, Log: o.Log,
+	var filesystem directory.Filesystem = local
+	if o.Filesystem != nil {
+		filesystem = o.Filesystem(local)
+	}
+	p.Pool = directory.NewPool(filesystem, directory.Options{
+		Name: pool, Driver: wire.PluginName, RefuseInitialise: p.refuseInitialise, Quota: o.Quota,
+		Log: o.Log.WithValues("directory", base),
 	})
 	return p, nil
 }

@@ -57,6 +57,9 @@ const (
 	ContextClaim     = "claim" // namespace/name
 	ContextClaimUID  = "claimUID"
 	ContextCreated   = "created" // RFC 3339
+	// ContextRights is there when the directory has not got the mode or the owner
+	// that was asked for, and says what differs.
+	ContextRights = "rights"
 )
 
 // Values of ContextQuota.

@@ -215,6 +215,10 @@ func (d *Dir) SetAttr(ctx context.Context, attr SetAttr) error {
 	}
 	if attr.Mode != nil {
 		if err := d.client.protocol.setattr(ctx, d.handle, attr.Mode, nil, nil); err != nil {
+			var answer *Error
+			if errors.As(err, &answer) && answer.Hint == hintSquash {
+				answer.Hint = hintMode
+			}
 			return fmt.Errorf("chmod: %w", err)
 		}
 	}

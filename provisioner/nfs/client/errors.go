@@ -68,6 +68,7 @@ func (e *UnreachableError) Unwrap() []error {
 const (
 	hintInsecure = "export it with the option insecure, or let this process bind ports below 1024 (CAP_NET_BIND_SERVICE)"
 	hintSquash   = "a server with root_squash does what user nobody may: use no_root_squash, or a directory that the squashed user owns"
+	hintMode     = "a mode can be changed by the owner alone, who is another than Berth's user when the server squashes root (then use no_root_squash), and not even by the owner where the server's ACLs forbid it (ZFS: aclmode=restricted; set passthrough or discard)"
 )
 
 // Error is a status other than success. It unwraps to the errno that a local
