@@ -43,6 +43,9 @@
 // may have inherited more than was asked for. Afterwards they are a matter of
 // kubelet and of the volume's owner, and are not touched.
 //
+// Options.CloseBase takes the base of a pool from other users of the machine, who
+// would come by it to what pods put into their volumes.
+//
 // # The first use of a base
 //
 // The worst a provisioner can do on a reboot is to fill the directory that a

@@ -59,7 +59,7 @@ func (p *Pool) makeAdmin(ctx context.Context, root Dir) (Dir, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the base: %w", err)
 		}
-		if e.Name != "lost+found" && e.Name != adminName {
+		if e.Name != lostAndFound && e.Name != adminName {
 			return nil, fmt.Errorf("the base is %w, and is not empty: if it is the right directory, make an empty directory .berth in it; what is there stays as it is", ErrNotInitialised)
 		}
 	}

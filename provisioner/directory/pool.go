@@ -37,6 +37,10 @@ type Options struct {
 	// open, as on a server whose handles go stale then, and saves them round
 	// trips.
 	Recheck time.Duration
+	// CloseBase takes from others than the base's owner and group what they may do
+	// in it, when the pool is opened and the base holds nothing but the pool's. It
+	// is for a disk of this machine, where root leads pods to their volumes.
+	CloseBase bool
 	// Quota limits how much volumes may hold. When nil, none is limited.
 	Quota Quota
 	// PurgeRate limits how many files a second are removed from the trash;
@@ -105,6 +109,9 @@ type Stats struct {
 	// Trash counts what waits to be purged. One deleted volume may count more
 	// than once while it is.
 	Trash int
+	// OpenBase says that others than the base's owner and group may do something
+	// in it. It is known only when Options.CloseBase wants it otherwise.
+	OpenBase bool
 }
 
 // Stats counts what the pool holds.
@@ -118,6 +125,13 @@ func (p *Pool) Stats(ctx context.Context) (Stats, error) {
 	}
 	defer s.close()
 	stats := Stats{Volumes: s.index.volumes() + s.index.unknownDirectories(), Damaged: s.index.damages()}
+	if p.options.CloseBase {
+		base, err := s.root.Stat(ctx)
+		if err != nil {
+			return Stats{}, fmt.Errorf("look at the base: %w", err)
+		}
+		stats.OpenBase = base.Mode&others != 0
+	}
 	trash, err := s.admin.Open(ctx, trashName)
 	if err != nil {
 		return Stats{}, fmt.Errorf("open the trash: %w", err)
@@ -254,6 +268,7 @@ func (p *Pool) open(ctx context.Context, root Dir, initialise bool) (_ *opened, 
 	if p.options.Siblings != nil {
 		idx = p.options.Siblings.share(known.ID, idx)
 	}
+	p.closeBase(ctx, root, idx)
 	state := &opened{identity: known, lock: lock, index: idx}
 	p.opened.Store(state)
 	p.wakeUp() // for what a crash left in the trash

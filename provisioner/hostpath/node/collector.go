@@ -38,6 +38,7 @@ var (
 	descRoom     = poolDesc("available_bytes", "What may still be promised to volumes on that filesystem.")
 	descVolumes  = poolDesc("volumes", "Volumes in a directory of a pool.")
 	descDamaged  = poolDesc("damaged_markers", "Volumes whose ownership marker can't be read.")
+	descOpen     = poolDesc("directory_open", "Whether other users of the node than a directory's owner and group can get into it: 1, or 0 as it should be.")
 	descTrash    = poolDesc("trash_entries", "Deleted directories that wait to be removed.")
 
 	descUsed  = volumeDesc("used_bytes", "What the files of a volume occupy, where its size is enforced.")
@@ -50,7 +51,7 @@ func volumeDesc(name, help string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descUsable, descCapacity, descFree, descReserved, descPromised, descRoom, descVolumes, descDamaged, descTrash, descUsed, descLimit} {
+	for _, d := range []*prometheus.Desc{descUsable, descCapacity, descFree, descReserved, descPromised, descRoom, descVolumes, descDamaged, descOpen, descTrash, descUsed, descLimit} {
 		ch <- d
 	}
 }
@@ -79,10 +80,18 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descVolumes, float64(d.Volumes))
 		gauge(descDamaged, float64(d.Damaged))
 		gauge(descTrash, float64(d.Trash))
+		gauge(descOpen, oneIf(d.OpenBase))
 	}
 	if c.volumes {
 		c.collectVolumes(ctx, ch)
 	}
+}
+
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 func (c *Collector) collectVolumes(ctx context.Context, ch chan<- prometheus.Metric) {

@@ -72,7 +72,7 @@ func newPlace(o Options, pool, base string) (*place, error) {
 		filesystem = o.Filesystem(local)
 	}
 	p.Pool = directory.NewPool(filesystem, directory.Options{
-		Name: pool, Driver: wire.PluginName, RefuseInitialise: p.refuseInitialise, Quota: o.Quota,
+		Name: pool, Driver: wire.PluginName, RefuseInitialise: p.refuseInitialise, CloseBase: true, Quota: o.Quota,
 		Log: o.Log.WithValues("directory", base),
 	})
 	return p, nil
