@@ -207,7 +207,16 @@ func (p *Pool) recheckDamaged(ctx context.Context, s *session) (int, error) {
 		case err == nil:
 			p.index(s.index, s.identity.ID, m)
 		case notExist(err):
-			s.index.mended(volume)
+			listed, failed := s.lists(ctx, volume)
+			if failed != nil {
+				s.index.putBack(due[i:])
+				return 0, failed
+			}
+			if listed {
+				_ = p.noteDamage(s.index, volume, err, time.Since(start))
+			} else {
+				s.index.mended(volume)
+			}
 		case isDamage(err), unreadable(err):
 			_ = p.noteDamage(s.index, volume, err, time.Since(start))
 		default:
@@ -216,4 +225,17 @@ func (p *Pool) recheckDamaged(ctx context.Context, s *session) (int, error) {
 		}
 	}
 	return s.index.unknownDirectories(), nil
+}
+
+// lists reports whether there is a marker of volume as far as the list of all says.
+func (s *session) lists(ctx context.Context, volume string) (bool, error) {
+	for e, err := range s.volumes.ReadDir(ctx) {
+		if err != nil {
+			return false, fmt.Errorf("list the markers: %w", err)
+		}
+		if e.Name == volume+markerSuffix {
+			return true, nil
+		}
+	}
+	return false, nil
 }

@@ -221,6 +221,22 @@ func TestListThatGoesOnTellsOfDamageBefore(t *testing.T) {
 	wantError(t, "Markers", told, directory.ErrDamagedMarker)
 }
 
+// The table by which a directory finds its files is damaged: they are listed, and not
+// there. Their volumes are not gone.
+func TestMarkerThatIsListedAndNotFoundIsDamaged(t *testing.T) {
+	b, filesystem := withThree(t)
+	filesystem.ReadFile = unreadable("pvc-2", syscall.ENOENT)
+	for range 2 {
+		b.create(volumeAt("pvc-4", "new"))
+		wantProtected(t, b, "team-2/vol")
+	}
+	if stats, err := b.pool.Stats(b.ctx); err != nil || stats.Damaged != 1 {
+		t.Errorf("%d markers damaged, %v", stats.Damaged, err)
+	}
+	must(t, os.Remove(b.path(".berth/volumes/pvc-2.json")))
+	b.create(volumeAt("pvc-5", "team-2/vol/inside/vol"))
+}
+
 // Looking at a volume whose marker can be read again tells where it is, but not those
 // who make others.
 func TestVolumeThatWasOnlyLookedAtIsStillProtected(t *testing.T) {

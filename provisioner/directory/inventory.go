@@ -28,7 +28,7 @@ func (p *Pool) load(ctx context.Context, admin Dir, known identity) (*index, err
 	}
 	defer volumes.Close()
 
-	all := readMarkers{pool: p, volumes: volumes, index: newIndex(), unread: map[string]error{}, took: map[string]time.Duration{}}
+	all := readMarkers{pool: p, volumes: volumes, index: newIndex(), unread: map[string]error{}, took: map[string]time.Duration{}, missing: map[string]error{}}
 	if err := all.read(ctx); err != nil {
 		return nil, err
 	}
@@ -40,6 +40,9 @@ func (p *Pool) load(ctx context.Context, admin Dir, known identity) (*index, err
 		if err != nil {
 			return nil, err
 		}
+	}
+	if err := all.keepListed(ctx); err != nil {
+		return nil, err
 	}
 	for volume, err := range all.unread {
 		_ = p.noteDamage(all.index, volume, err, all.took[volume])
@@ -68,6 +71,8 @@ type readMarkers struct {
 	// unread says why others could not, and took how long that has taken.
 	unread map[string]error
 	took   map[string]time.Duration
+	// missing are listed, and not there.
+	missing map[string]error
 }
 
 func (r *readMarkers) read(ctx context.Context) error {
@@ -108,8 +113,27 @@ func (r *readMarkers) readOne(ctx context.Context, volume string) error {
 		_ = r.pool.noteDamage(r.index, volume, err, took)
 	case unreadable(err):
 		r.unread[volume], r.took[volume] = err, took
+	case notExist(err):
+		r.missing[volume] = err
 	default:
 		return err
+	}
+	return nil
+}
+
+// keepListed counts those of the missing markers as unread that are still listed:
+// the directory's own tables don't agree. The others were deleted meanwhile.
+func (r *readMarkers) keepListed(ctx context.Context) error {
+	if len(r.missing) == 0 {
+		return nil
+	}
+	for e, err := range r.volumes.ReadDir(ctx) {
+		if err != nil {
+			return fmt.Errorf("list the markers: %w", err)
+		}
+		if volume, ok := volumeOf(e.Name); ok && r.missing[volume] != nil {
+			r.unread[volume] = r.missing[volume]
+		}
 	}
 	return nil
 }
