@@ -158,6 +158,18 @@ func (p *Pattern) checkLiterals() error {
 	return nil
 }
 
+// CheckAdopt refuses a pattern by which the claims of two namespaces could come to
+// the same directory: with the parameter existing set to adopt, whoever asks first
+// would get somebody else's data. Its error is infeasible.
+func (p *Pattern) CheckAdopt() error {
+	for _, component := range p.components {
+		if tellsNamespace(component) {
+			return nil
+		}
+	}
+	return p.infeasible("with existing: adopt, claims of two namespaces could come to the same directory; make ${pvc.namespace} a component of its own, as in restored/${pvc.namespace}/${pvc.name}")
+}
+
 // Expand returns the path that the pattern gives a volume. Its errors are
 // infeasible: the claim or the class must change.
 func (p *Pattern) Expand(v Variables) (string, error) {

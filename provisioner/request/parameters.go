@@ -127,6 +127,16 @@ func (p *Parameters) Directory() Directory {
 	return d
 }
 
+// CheckAdopt refuses to adopt by a pattern that keeps namespaces not apart. Its error
+// is infeasible. It is for claims: that a class is refused so makes its parameters
+// no worse for what else is read from them.
+func (d Directory) CheckAdopt() error {
+	if !d.Adopt {
+		return nil
+	}
+	return d.Pattern.CheckAdopt()
+}
+
 // owner reads a user's or a group's id.
 func (p *Parameters) owner(name string) *uint32 {
 	if p.Value(name) == "" && !p.Given(name) {

@@ -84,6 +84,7 @@ func TestAdmissionPolicy(t *testing.T) {
 		"pattern, of another": {class(hostpathDriver, "pathPattern", "${.PVC.name}"), pattern + `"${.PVC.name}": unknown variable "${.PVC.name}"`},
 		"pattern, no key":     {class(hostpathDriver, "pathPattern", "${pvc.labels['a b']}"), pattern + `"${pvc.labels['a b']}": unknown variable`},
 		"pattern, control":    {class(hostpathDriver, "pathPattern", "a\nb"), pattern + `it holds a control character`},
+		"adopt, of anybody":   {class(hostpathDriver, "existing", "adopt", "pathPattern", "a/${pvc.annotations['a']}"), pattern + `"a/${pvc.annotations['a']}": with existing: adopt, claims of two namespaces could come to the same directory; make ${pvc.namespace} a component of its own`},
 		"hostPath options":    {with(class(hostpathDriver, "volumeType", "hostPath"), "noatime"), `StorageClass field mountOptions: "noatime": kubelet does not support mount options for volumeType hostPath; leave them out or use volumeType local`},
 		"no server":           {class(nfsDriver, "share", "/e"), longest + `server: "": is missing, and this driver can't do without`},
 		"no share":            {class(nfsDriver, "server", "nas"), longest + `share: "": is missing, and this driver can't do without`},
@@ -118,6 +119,7 @@ func TestAdmissionPolicy(t *testing.T) {
 	for name, good := range map[string]*storagev1.StorageClass{
 		"nothing":              class(hostpathDriver),
 		"everything":           class(hostpathDriver, "pool", "ssd", "volumeType", "local", "quota", "required", "onDelete", "archive", "existing", "adopt", "mode", "02770", "uid", "0", "gid", "4294967294"),
+		"adopt":                class(hostpathDriver, "existing", "adopt", "pathPattern", "restored/${pvc.namespace}/${pvc.name}"),
 		"hostPath":             class(hostpathDriver, "volumeType", "hostPath"),
 		"mount options":        with(class(hostpathDriver), "noatime"),
 		"a deep pattern":       class(hostpathDriver, "pathPattern", "${pvc.namespace}/${pvc.labels['app.kubernetes.io/name']}/x-${pvc.annotations['a']}.d"),
