@@ -99,8 +99,9 @@ type Expansion struct {
 	Annotations map[string]string
 }
 
-// Noticer is implemented by drivers that may have made a volume with less than its
-// claim's owner may think.
+// Noticer is implemented by drivers that have more to say of a volume than that it
+// was provisioned: whether its storage was made or was there before, and what it has
+// less than its claim's owner may think.
 type Noticer interface {
 	// Notice returns what the owner of volume's claim should know, for the end of
 	// the event that says that the volume was made; "" when there is nothing.

@@ -134,30 +134,6 @@ func (p *Pool) Inspect(ctx context.Context, volume string) error {
 	return dir.Close()
 }
 
-// HasDirectory reports whether there is a directory at path that belongs to no
-// volume, and so could be adopted. The pool need not be initialised.
-func (p *Pool) HasDirectory(ctx context.Context, path string) (bool, error) {
-	if err := CheckPath(path); err != nil {
-		return false, err
-	}
-	if state := p.opened.Load(); state != nil && state.index.overlaps(path) {
-		return false, nil
-	}
-	root, err := p.fs.Root(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer root.Close()
-	dir, err := openPath(ctx, root, path)
-	if notExist(err) || notDirectory(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return true, dir.Close()
-}
-
 // CanLimit returns nil when limits for volumes of the pool would be enforced, and
 // a *QuotaUnsupportedError when not. The pool need not be initialised.
 func (p *Pool) CanLimit(ctx context.Context) error {

@@ -26,7 +26,9 @@ type Spec struct {
 	// Path is where the directory goes, as Pattern.Expand returns it.
 	Path     string
 	OnDelete OnDelete
-	// Adopt takes over a directory that exists and belongs to no volume.
+	// Adopt takes over the directory at Path, which has to be there and to belong
+	// to no volume. None is made in its place: an empty directory would pass for
+	// somebody's data.
 	Adopt bool
 	// Mode, UID and GID are given to the directory, unless it is adopted. An
 	// owner that is nil is left as the filesystem made it, which is all that
@@ -85,6 +87,9 @@ func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
 	}
 	if err := p.checkOwner(s, m); err != nil {
 		return Marker{}, err
+	}
+	if spec.Adopt && !m.Adopted {
+		return Marker{}, refuseMade(m)
 	}
 	b := &builder{session: s, marker: m}
 	err = b.build(ctx)
@@ -188,12 +193,12 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 		m.ParentsMade++
 	}
 	if there < len(above) {
-		return nil
+		return missing(adopt, m.Path)
 	}
 	_, leaf := splitPath(m.Path)
 	child, err := dir.Open(ctx, leaf)
 	if notExist(err) {
-		return nil
+		return missing(adopt, m.Path)
 	}
 	if err != nil {
 		return refuseKind(err, m.Path, m.Path)
@@ -202,10 +207,7 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 	if !adopt {
 		return refuseExisting(m.Path)
 	}
-	switch _, err := child.Lstat(ctx, adminName); {
-	case err == nil:
-		return refuse(ErrConflict, m.Path, "the directory holds %s: it is a pool of its own, and no volume", adminName)
-	case !notExist(err):
+	if err := refusePool(ctx, child, m.Path); err != nil {
 		return err
 	}
 	if damaged > 0 {
@@ -257,7 +259,7 @@ func (b *builder) build(ctx context.Context) error {
 }
 
 func (b *builder) buildOnce(ctx context.Context) error {
-	parent, err := b.makeParents(ctx)
+	parent, err := b.openParent(ctx)
 	if err != nil {
 		return err
 	}
@@ -272,6 +274,8 @@ func (b *builder) buildOnce(ctx context.Context) error {
 	switch {
 	case notExist(err) && !b.marker.Adopted:
 		return errVanished
+	case notExist(err):
+		return refuseMissing(b.marker.Path)
 	case err != nil:
 		return fmt.Errorf("create volume %s: %w", b.marker.Volume, refuseKind(err, b.marker.Path, b.marker.Path))
 	}

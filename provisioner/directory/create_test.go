@@ -137,16 +137,6 @@ func TestAdoptionLeavesTheDirectoryAsItIs(t *testing.T) {
 	b.wantTree()
 }
 
-func TestAdoptionMakesWhatIsMissing(t *testing.T) {
-	b := newBench(t)
-	spec := specFor("new")
-	spec.Adopt = true
-	if m := b.create(spec); m.Adopted {
-		t.Error("a directory that was made is marked as adopted")
-	}
-	wantAttr(t, b.path("new"), 0o770, *spec.UID, *spec.GID)
-}
-
 func TestAdoptedDirectoryThatIsGoneIsNotMadeAnew(t *testing.T) {
 	b := newBench(t)
 	must(t, os.Mkdir(b.path(".berth"), 0o700))

@@ -23,6 +23,8 @@ var (
 	ErrConflict = errors.New("path taken")
 	// ErrExists says that a directory exists and belongs to no volume.
 	ErrExists = errors.New("directory exists")
+	// ErrNoDirectory says that there is no directory to adopt. None was made.
+	ErrNoDirectory = errors.New("no directory to adopt")
 	// ErrNotADirectory says that something else stands where a directory of a
 	// volume's path should be: a file, a symbolic link, a mount point.
 	ErrNotADirectory = errors.New("not a plain directory")

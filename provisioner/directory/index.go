@@ -98,10 +98,13 @@ func (x *index) reserve(path, volume string) error {
 }
 
 // overlaps reports whether path is, holds, or lies in a volume.
-func (x *index) overlaps(path string) bool {
+func (x *index) overlaps(path string) bool { return x.check(path) != nil }
+
+// check refuses a path that is, holds, or lies in a volume.
+func (x *index) check(path string) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.checkLocked(path) != nil
+	return x.checkLocked(path)
 }
 
 func (x *index) checkLocked(path string) error {

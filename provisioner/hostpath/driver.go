@@ -55,6 +55,8 @@ type Driver struct {
 	// only is the name of the one node, "" when there may be many.
 	only    string
 	silence *silence
+	// found is what nodes have said of directories to be adopted.
+	found *adoptions
 	// inUse asks Options.InUse once for all who ask at a time.
 	inUse singleflight.Group
 }
@@ -83,7 +85,7 @@ func New(o Options) (*Driver, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	d := &Driver{options: o, silence: newSilence(o.Clock, o.UnreachableAfter)}
+	d := &Driver{options: o, silence: newSilence(o.Clock, o.UnreachableAfter), found: newAdoptions(o.Clock)}
 	if local, ok := o.Nodes.(*Local); ok {
 		d.only = local.server.NodeName()
 	}
@@ -180,10 +182,14 @@ func (d *Driver) Run(ctx context.Context) error {
 	return nil
 }
 
-// Notice says that the size of volume is not enforced, unless its class wants it
-// so, and that its directory has other rights than its class asks for.
+// Notice says whether the directory of volume was made or adopted, that its size is
+// not enforced, unless its class wants it so, and that its directory has other rights
+// than its class asks for.
 func (d *Driver) Notice(volume *corev1.PersistentVolume) string {
-	var notices []string
+	notices := []string{request.NoticeOrigin(volume)}
+	if request.IsAdopted(volume) {
+		notices[0] += " on node " + volume.Annotations[AnnNode]
+	}
 	if why, not := strings.CutPrefix(volume.Annotations[AnnQuota], "none: "); not && why != directory.UnenforcedByClass {
 		notices = append(notices, "its size is not enforced: "+why)
 	}

@@ -38,6 +38,8 @@ type fleet struct {
 	driver *hostpath.Driver
 	clock  *clocktesting.FakePassiveClock
 	nodes  map[string]*fleetNode
+	// inUse says of which nodes Kubernetes has volumes.
+	inUse func(node string) bool
 }
 
 type fleetNode struct {
@@ -68,7 +70,10 @@ func newFleet(t *testing.T, names ...string) *fleet {
 			Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
 		}}
 	}
-	driver, err := hostpath.New(hostpath.Options{Nodes: f, Node: f.node, Clock: f.clock, UnreachableAfter: time.Minute})
+	driver, err := hostpath.New(hostpath.Options{
+		Nodes: f, Node: f.node, Clock: f.clock, UnreachableAfter: time.Minute,
+		InUse: func(_ context.Context, node, _, _ string) (bool, error) { return f.inUse != nil && f.inUse(node), nil },
+	})
 	must(t, err)
 	f.driver = driver
 	return f
@@ -450,16 +455,16 @@ func TestCapacityIsThatOfTheClass(t *testing.T) {
 
 func TestASizeThatIsNotEnforcedIsSaid(t *testing.T) {
 	f := newFleet(t, "n1")
-	if text := f.driver.Notice(f.provision(on("n1"))); !strings.HasPrefix(text, "its size is not enforced: ") {
+	if text := f.driver.Notice(f.provision(on("n1"))); !strings.HasPrefix(text, "made a new directory; its size is not enforced: ") {
 		t.Errorf("Notice = %q", text)
 	}
 	wanted := on("n1", "quota", "none")
 	wanted.PVName = "pvc-2"
-	if text := f.driver.Notice(f.provision(wanted)); text != "" {
+	if text := f.driver.Notice(f.provision(wanted)); text != "made a new directory" {
 		t.Errorf("the class wants it so, and still: %q", text)
 	}
 	enforced := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{request.AnnDriver: hostpath.Name, hostpath.AnnQuota: "enforced"}}}
-	if text := f.driver.Notice(enforced); text != "" {
+	if text := f.driver.Notice(enforced); text != "made a new directory" {
 		t.Errorf("Notice = %q", text)
 	}
 }

@@ -61,25 +61,32 @@ func parseParameters(class *storagev1.StorageClass) (parameters, error) {
 	return p, nil
 }
 
+// existing is the value of wire.ParamExisting.
+func (p parameters) existing() string {
+	if p.Adopt {
+		return wire.ExistingAdopt
+	}
+	return wire.ExistingRefuse
+}
+
 // request returns what a node server is asked for a claim. An empty path asks for
 // a volume that was made before.
 func (p parameters) request(opts controller.ProvisionOptions, path string) *csi.CreateVolumeRequest {
 	spec := p.Spec(opts, path)
-	existing := wire.ExistingRefuse
-	if p.Adopt {
-		existing = wire.ExistingAdopt
-	}
 	given := map[string]string{
 		wire.ParamPool:           p.pool,
 		wire.ParamPath:           path,
 		wire.ParamOnDelete:       string(p.OnDelete),
-		wire.ParamExisting:       existing,
+		wire.ParamExisting:       p.existing(),
 		wire.ParamMode:           strconv.FormatUint(uint64(p.Mode), 8),
 		wire.ParamQuota:          string(p.quota),
 		wire.ParamClass:          spec.Class,
 		wire.ParamClaimUID:       string(spec.ClaimUID),
 		wire.ParamClaimName:      spec.Claim.Name,
 		wire.ParamClaimNamespace: spec.Claim.Namespace,
+	}
+	if p.Adopt {
+		given[wire.ParamDryRun] = wire.DryRunNo
 	}
 	for name, id := range map[string]*uint32{wire.ParamUID: p.UID, wire.ParamGID: p.GID} {
 		if id != nil {

@@ -41,21 +41,27 @@ type attempt struct {
 }
 
 // Provision makes the directory for a claim, on the node its pod was scheduled to
-// or on one with room, and describes it as a PersistentVolume.
+// or on one with room, or finds the one to be adopted, and describes it as a
+// PersistentVolume.
 func (d *Driver) Provision(ctx context.Context, opts controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
-	if d.only != "" && opts.SelectedNodeName != "" && opts.SelectedNodeName != d.only {
+	params, err := parseParameters(opts.StorageClass)
+	if d.only != "" && opts.SelectedNodeName != "" && opts.SelectedNodeName != d.only && !params.Adopt {
 		return nil, controller.ProvisioningReschedule,
 			fmt.Errorf("pod was scheduled to node %s, but this driver has pools on node %s only", opts.SelectedNodeName, d.only)
 	}
-	params, err := parseParameters(opts.StorageClass)
 	if err == nil {
 		err = checkClaim(opts.PVC)
+	}
+	if err == nil {
+		err = params.CheckAdopt()
 	}
 	if err != nil {
 		return nil, controller.ProvisioningFinished, err
 	}
 	a := attempt{opts, params}
 	switch {
+	case params.Adopt:
+		return d.adopt(ctx, a)
 	case opts.SelectedNodeName != "":
 		return d.provisionOnSelected(ctx, a)
 	case d.only != "":
@@ -158,6 +164,9 @@ func (d *Driver) checkNode(ctx context.Context, name string, class *storagev1.St
 // otherNodeMayDo marks an error that is of one node only. What the disks of the
 // only node there is can't do can't be had at all.
 func (d *Driver) otherNodeMayDo(err error, node string, a attempt) error {
+	if a.params.Adopt {
+		return d.adoptionRefused(err, a)
+	}
 	var infeasible *provisioner.InfeasibleError
 	unlimited := errors.As(err, &infeasible) && infeasible.Field == "StorageClass parameter "+quotaParameter
 	switch code := wire.CodeOf(err); {
@@ -177,9 +186,13 @@ func (d *Driver) otherNodeMayDo(err error, node string, a attempt) error {
 // create asks a node's server for the volume, and answers its questions about
 // directories that it has not used yet.
 func (d *Driver) create(ctx context.Context, node string, params parameters, req *csi.CreateVolumeRequest) (*csi.Volume, error) {
+	at := spot{node, params.pool}
+	if req.GetParameters()[wire.ParamDryRun] == wire.DryRunYes {
+		at.pool = "" // it asks all disks, of which one is enough to make volumes
+	}
 	for range maxNewDirectories {
 		var made *csi.Volume
-		err := d.at(ctx, spot{node, params.pool}, func(ctx context.Context, server csi.ControllerClient) error {
+		err := d.at(ctx, at, func(ctx context.Context, server csi.ControllerClient) error {
 			resp, err := server.CreateVolume(ctx, req)
 			made = resp.GetVolume()
 			return err
@@ -300,13 +313,16 @@ func (d *Driver) askRoom(ctx context.Context, class *storagev1.StorageClass, can
 // Capacity says how much room a class's volumes have on a node.
 func (d *Driver) Capacity(ctx context.Context, class *storagev1.StorageClass, node string) (provisioner.Capacity, error) {
 	params, err := parseParameters(class)
+	if err == nil {
+		err = params.CheckAdopt() // its claims are to hear of it, rather than wait for room
+	}
 	if err != nil {
 		return provisioner.Capacity{}, err
 	}
 	var room provisioner.Capacity
 	err = d.on(ctx, node, func(ctx context.Context, server csi.ControllerClient) error {
 		resp, err := server.GetCapacity(ctx, &csi.GetCapacityRequest{Parameters: map[string]string{
-			wire.ParamPool: params.pool, wire.ParamQuota: string(params.quota),
+			wire.ParamPool: params.pool, wire.ParamQuota: string(params.quota), wire.ParamExisting: params.existing(),
 		}})
 		room = provisioner.Capacity{Available: resp.GetAvailableCapacity(), MaximumVolumeSize: resp.GetMaximumVolumeSize().GetValue()}
 		return err

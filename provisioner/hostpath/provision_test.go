@@ -76,7 +76,7 @@ func TestProvisionHonoursParameters(t *testing.T) {
 	b := newBench(t)
 	retain := corev1.PersistentVolumeReclaimRetain
 	opts := askFor("pool", "ssd", "volumeType", "hostPath", "pathPattern", "${pvc.namespace}/${pvc.labels['app']}",
-		"onDelete", "archive", "mode", "2775", "uid", "1234", "gid", "4321", "existing", "adopt")
+		"onDelete", "archive", "mode", "2775", "uid", "1234", "gid", "4321", "existing", "refuse")
 	opts.StorageClass.ReclaimPolicy = &retain
 	if os.Geteuid() != 0 {
 		t.Skip("another owner needs root")
@@ -320,7 +320,7 @@ func TestRightsThatTheFilesystemDoesNotGiveAreSaid(t *testing.T) {
 	if got, want := volume.Annotations[request.AnnRights], "mode 0777 instead of 0750 (wider)"; got != want {
 		t.Errorf("annotation %q, want %q", got, want)
 	}
-	want := "its size is not enforced: this driver can't limit directories; its directory has other rights than its class asks for: mode 0777 instead of 0750 (wider)"
+	want := "made a new directory; its size is not enforced: this driver can't limit directories; its directory has other rights than its class asks for: mode 0777 instead of 0750 (wider)"
 	if got := b.driver.Notice(volume); got != want {
 		t.Errorf("Notice = %q, want %q", got, want)
 	}

@@ -88,7 +88,10 @@ func formatTopologies(terms []corev1.TopologySelectorTerm) string {
 // label, which need not be its name, ties the volume to it.
 func describe(opts controller.ProvisionOptions, made *csi.Volume, volumeType, node, hostname string) *corev1.PersistentVolume {
 	about := made.GetVolumeContext()
-	marker := directory.Marker{Path: about[wire.ContextPath], OnDelete: directory.OnDelete(about[wire.ContextOnDelete]), Rights: about[wire.ContextRights]}
+	marker := directory.Marker{
+		Path: about[wire.ContextPath], OnDelete: directory.OnDelete(about[wire.ContextOnDelete]),
+		Rights: about[wire.ContextRights], Adopted: about[wire.ContextAdopted] == wire.AdoptedYes,
+	}
 	volume := request.Describe(Name, opts, marker, source(volumeType, filepath.Join(about[wire.ContextDirectory], marker.Path)))
 	volume.Annotations[AnnNode] = node
 	volume.Annotations[AnnPool] = about[wire.ContextPool]

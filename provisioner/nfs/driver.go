@@ -30,6 +30,10 @@ const DefaultAnswerTimeout = 5 * time.Second
 // few enough that a server has time for others.
 const DefaultPurgeRate rate.Limit = 500
 
+// adoptionCounts is how long it counts that a share does not have a directory that is
+// to be adopted.
+const adoptionCounts = time.Minute
+
 // Options configure a Driver.
 type Options struct {
 	// Mounts maps shares, by server and path alone, to the absolute directories
@@ -103,6 +107,9 @@ func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions
 	if err := request.CheckClaim(opts.PVC); err != nil {
 		return nil, err
 	}
+	if err := params.CheckAdopt(); err != nil {
+		return nil, err
+	}
 	share, err := d.shares.get(params.share)
 	if err != nil {
 		return nil, err
@@ -124,15 +131,25 @@ func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions
 		}
 		return share.Create(ctx, params.Spec(opts, path))
 	})
+	if errors.Is(err, directory.ErrNoDirectory) {
+		// Somebody may bring it.
+		return nil, &provisioner.UnavailableError{RetryAfter: adoptionCounts, Err: err}
+	}
 	if err != nil {
 		return nil, err
 	}
 	return describe(opts, params, marker), nil
 }
 
-// Notice says that the directory of volume has other rights than its class asks
-// for.
-func (d *Driver) Notice(volume *corev1.PersistentVolume) string { return request.NoticeRights(volume) }
+// Notice says whether the directory of volume was made or adopted, and that it has
+// other rights than its class asks for.
+func (d *Driver) Notice(volume *corev1.PersistentVolume) string {
+	notice := request.NoticeOrigin(volume)
+	if rights := request.NoticeRights(volume); rights != "" {
+		notice += "; " + rights
+	}
+	return notice
+}
 
 // keepClearOfOthers refuses a path that is, holds, or lies in another share of
 // the same server.

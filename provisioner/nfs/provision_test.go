@@ -65,7 +65,7 @@ func TestProvisionHonoursParameters(t *testing.T) {
 	eachWay(t, func(t *testing.T, b *bench) {
 		retain := corev1.PersistentVolumeReclaimRetain
 		opts := b.ask("data", "pathPattern", "${pvc.namespace}/${pvc.labels['app']}", "onDelete", "archive",
-			"mode", "2775", "uid", "1234", "gid", "4321", "existing", "adopt")
+			"mode", "2775", "uid", "1234", "gid", "4321", "existing", "refuse")
 		opts.StorageClass.ReclaimPolicy = &retain
 		opts.StorageClass.AllowedTopologies = []corev1.TopologySelectorTerm{{
 			MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: "zone", Values: []string{"a", "b"}}},
@@ -136,22 +136,13 @@ func TestClaimsThatADirectoryCantServeAreInfeasible(t *testing.T) {
 	wantNames(t, b.base)
 }
 
-func TestDirectoryThatExistsIsRefusedOrAdopted(t *testing.T) {
-	eachWay(t, func(t *testing.T, b *bench) {
-		b.provision(b.ask("first"))
-		must(t, os.Mkdir(b.path("theirs"), 0o751))
-		must(t, os.WriteFile(b.path("theirs", "file"), nil, 0o600))
-		b.wantInfeasible(b.ask("data", "pathPattern", "theirs"), "StorageClass parameter pathPattern", `"theirs"`, "existing", "adopt")
-		b.provision(b.ask("data", "pathPattern", "theirs", "existing", "adopt"))
-		wantDirectory(t, b.path("theirs"), 0o751, 0, 0)
-		wantNames(t, b.path("theirs"), "file")
-	})
-}
-
 func TestVolumesNeverOverlap(t *testing.T) {
 	eachWay(t, func(t *testing.T, b *bench) {
-		b.provision(b.ask("a", "pathPattern", "x/y"))
-		for _, pattern := range []string{"x/y", "x", "x/y/z"} {
+		b.provision(b.ask("a", "pathPattern", "x/ns"))
+		for _, pattern := range []string{"x/ns", "x", "x/ns/z"} {
+			b.wantInfeasible(b.ask("b", "pathPattern", pattern), "pathPattern")
+		}
+		for _, pattern := range []string{"x/${pvc.namespace}", "x/${pvc.namespace}/z"} {
 			b.wantInfeasible(b.ask("b", "pathPattern", pattern, "existing", "adopt"), "pathPattern")
 		}
 	})
@@ -180,8 +171,9 @@ func TestVolumesKeepClearOfOtherShares(t *testing.T) {
 		inner.StorageClass.Parameters["share"] += "/team"
 		b.provision(inner)
 		for _, pattern := range []string{"team", "team/x"} {
-			b.wantInfeasible(b.ask("outer", "pathPattern", pattern, "existing", "adopt"), "pathPattern", "/team", "another class")
+			b.wantInfeasible(b.ask("outer", "pathPattern", pattern), "pathPattern", "/team", "another class")
 		}
+		b.wantInfeasible(b.ask("outer", "pathPattern", "team/${pvc.namespace}", "existing", "adopt"), "pathPattern", "/team", "another class")
 		b.provision(b.ask("outer", "pathPattern", "teams/x"))
 		wantNames(t, b.path("team"), ".berth", "ns-inner-pvc-inner")
 	})
@@ -266,10 +258,12 @@ func TestSymbolicLinksLeadNowhere(t *testing.T) {
 		b.provision(b.ask("first"))
 		must(t, os.Symlink(b.outside, b.path("link")))
 		must(t, os.Symlink("..", b.path("up")))
+		must(t, os.Symlink(b.outside, b.path("ns")))
 		for _, pattern := range []string{"link", "link/x", "up/outside", "up"} {
-			for _, existing := range []string{"refuse", "adopt"} {
-				b.wantRefused(b.ask("data", "pathPattern", pattern, "existing", existing), "pathPattern", "symbolic link")
-			}
+			b.wantRefused(b.ask("data", "pathPattern", pattern), "pathPattern", "symbolic link")
+		}
+		for _, pattern := range []string{"${pvc.namespace}", "${pvc.namespace}/x", "link/${pvc.namespace}", "up/outside/${pvc.namespace}"} {
+			b.wantRefused(b.ask("data", "pathPattern", pattern, "existing", "adopt"), "pathPattern", "symbolic link")
 		}
 		must(t, os.Symlink(b.outside, b.path("share")))
 		if b.way != mounted {

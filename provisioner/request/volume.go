@@ -26,7 +26,25 @@ const (
 	// AnnRights is there when the directory has not got the mode or the owner that
 	// its class asks for, since its filesystem gave it others. It says what differs.
 	AnnRights = "berth.storage/rights"
+	// AnnAdopted is "true" when the directory was there before the volume, and
+	// absent when it was made.
+	AnnAdopted = "berth.storage/adopted"
 )
+
+const adopted = "true"
+
+// IsAdopted reports whether the directory of volume was there before it.
+func IsAdopted(volume *corev1.PersistentVolume) bool {
+	return volume.Annotations[AnnAdopted] == adopted
+}
+
+// NoticeOrigin says whether the directory of volume was made or adopted.
+func NoticeOrigin(volume *corev1.PersistentVolume) string {
+	if IsAdopted(volume) {
+		return fmt.Sprintf("adopted the directory %q with what is in it", volume.Annotations[AnnPath])
+	}
+	return "made a new directory"
+}
 
 // Path returns the path that the class's pattern gives to a claim.
 func (d Directory) Path(opts controller.ProvisionOptions) (string, error) {
@@ -85,6 +103,9 @@ func Describe(driver string, opts controller.ProvisionOptions, marker directory.
 			VolumeMode:                    &mode,
 			PersistentVolumeSource:        source,
 		},
+	}
+	if marker.Adopted {
+		volume.Annotations[AnnAdopted] = adopted
 	}
 	if marker.Rights != "" {
 		volume.Annotations[AnnRights] = marker.Rights

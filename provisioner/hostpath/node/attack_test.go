@@ -243,7 +243,9 @@ func TestSymlinkSwappedUnderTheServer(t *testing.T) {
 			made, removed, refused := 0, 0, 0
 			for n := range race.tries {
 				volume := fmt.Sprintf("pvc-%d", n)
-				_, err := w.client.CreateVolume(t.Context(), ask(volume, gi, wire.ParamPath, race.path, wire.ParamMode, "0777", wire.ParamExisting, wire.ExistingAdopt))
+				// What is there is adopted, what is not is made.
+				existing := []string{wire.ExistingAdopt, wire.ExistingRefuse}[n%2]
+				_, err := w.client.CreateVolume(t.Context(), ask(volume, gi, wire.ParamPath, race.path, wire.ParamMode, "0777", wire.ParamExisting, existing))
 				if err == nil {
 					made++
 				} else {

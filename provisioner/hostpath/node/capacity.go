@@ -38,6 +38,12 @@ func (s *Server) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (
 	if c.spec.Quota == directory.QuotaRequired {
 		candidates = slices.DeleteFunc(candidates, func(c candidate) bool { return !c.limiting })
 	}
+	if c.spec.Adopt {
+		// Which directory is not known here: it may be all that the disk holds.
+		for i := range candidates {
+			candidates[i].space.Free = candidates[i].space.Total
+		}
+	}
 	s.ledger.rooms(s.options.Limits, candidates)
 	return s.capacity(candidates), nil
 }

@@ -64,6 +64,8 @@ func codeOf(err error) codes.Code {
 		return codes.Unavailable
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return codes.ResourceExhausted
+	case errors.Is(err, directory.ErrNoDirectory):
+		return codes.NotFound
 	case errors.Is(err, directory.ErrConflict):
 		return codes.Aborted // another volume is just leaving the path
 	case isPrecondition(err):

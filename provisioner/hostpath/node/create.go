@@ -39,7 +39,10 @@ func (s *Server) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest)
 
 func (s *Server) create(ctx context.Context, c creation) (found, error) {
 	p, err := s.pool(c.pool)
-	if err != nil {
+	switch {
+	case err != nil && c.spec.Adopt:
+		return found{}, fmt.Errorf("%w: %w", directory.ErrNoDirectory, err)
+	case err != nil:
 		return found{}, withCode(codes.ResourceExhausted, err)
 	}
 	// At the same time, since the disks of both may hang.
@@ -48,6 +51,8 @@ func (s *Server) create(ctx context.Context, c creation) (found, error) {
 	before, unread, err := p.findToCreate(ctx, c.spec.Volume)
 	others.Wait()
 	switch {
+	case len(before) > 0 && c.dryRun:
+		return before[0], nil
 	case len(before) > 0:
 		return s.resume(ctx, before[0], c)
 	case err != nil:
@@ -61,6 +66,8 @@ func (s *Server) create(ctx context.Context, c creation) (found, error) {
 	switch {
 	case c.onlyExisting:
 		return found{}, errors.Join(unread, fmt.Errorf("create volume %s: %w", c.spec.Volume, wire.ErrNoPath))
+	case c.spec.Adopt:
+		return s.adopt(ctx, p, c)
 	case !slices.ContainsFunc(p.places, func(p *place) bool { return p.silent.Load() == 0 }):
 		return found{}, unread
 	}
@@ -110,9 +117,6 @@ func (s *Server) place(ctx context.Context, p *pool, c creation) (found, error) 
 	failed := errors.Join(unusable, silent)
 	if len(candidates) == 0 {
 		return found{}, failed
-	}
-	if path := c.spec.Path; c.spec.Adopt {
-		candidates = prefer(ctx, candidates, func(ctx context.Context, c candidate) (bool, error) { return c.HasDirectory(ctx, path) })
 	}
 	if c.spec.Quota == directory.QuotaRequired {
 		candidates = prefer(ctx, candidates, func(_ context.Context, c candidate) (bool, error) { return c.limiting, nil })
@@ -192,6 +196,9 @@ func (s *Server) checkSize(p *pool, wanted int64, candidates []candidate) error 
 // describe returns a volume in CSI's words.
 func describe(f found) *csi.Volume {
 	m := f.Marker
+	if m.Volume == "" { // nothing was begun yet
+		return &csi.Volume{VolumeContext: map[string]string{wire.ContextPool: f.pool, wire.ContextDirectory: f.base, wire.ContextPath: m.Path}}
+	}
 	volume := &csi.Volume{
 		VolumeId:      wire.NewVolumeID(f.pool, m.Volume, m.ClaimUID, m.Path).String(),
 		CapacityBytes: m.SizeBytes,
@@ -209,6 +216,9 @@ func describe(f found) *csi.Volume {
 	}
 	if m.Rights != "" {
 		volume.VolumeContext[wire.ContextRights] = m.Rights
+	}
+	if m.Adopted {
+		volume.VolumeContext[wire.ContextAdopted] = wire.AdoptedYes
 	}
 	return volume
 }

@@ -83,6 +83,8 @@ type candidate struct {
 	// limiting says that the size of a volume would be enforced.
 	limiting bool
 	room     int64
+	// held is what a directory to be adopted takes, which space counts as free.
+	held int64
 	// owed is what volumes with enforced sizes have not written of them.
 	owed int64
 }
@@ -282,6 +284,9 @@ func (s *Server) noRoom(p *pool, wanted int64, candidates []candidate) error {
 		}
 		if s.options.Limits.Overcommit > 0 && c.owed > 0 {
 			text += fmt.Sprintf(", %s promised to volumes that have not written it", bytes(roundDown(c.owed)))
+		}
+		if c.held > 0 {
+			text += fmt.Sprintf(", with %s that the directory holds already", bytes(roundDown(c.held)))
 		}
 		each = append(each, text+")")
 	}

@@ -24,6 +24,7 @@ var defaults = map[string]string{
 	wire.ParamPath:           "",
 	wire.ParamOnDelete:       string(directory.OnDeleteDelete),
 	wire.ParamExisting:       wire.ExistingRefuse,
+	wire.ParamDryRun:         wire.DryRunNo,
 	wire.ParamMode:           wire.DefaultMode,
 	wire.ParamUID:            strconv.Itoa(os.Geteuid()),
 	wire.ParamGID:            strconv.Itoa(os.Getegid()),
@@ -40,6 +41,8 @@ type creation struct {
 	spec directory.Spec
 	// onlyExisting asks for a volume that was made before.
 	onlyExisting bool
+	// dryRun asks what would become of it.
+	dryRun bool
 	// limit is the most that the volume may have, 0 for no limit.
 	limit int64
 }
@@ -77,6 +80,9 @@ func readCreation(req *csi.CreateVolumeRequest) (creation, error) {
 		c.spec.Path = c.spec.Volume
 	}
 	c.onlyExisting = c.spec.Path == ""
+	if c.dryRun && !c.spec.Adopt {
+		return creation{}, invalid("parameter "+wire.ParamDryRun, wire.DryRunYes, "only what is to be adopted can be asked for")
+	}
 	return c, nil
 }
 
@@ -103,6 +109,7 @@ func readParameters(given map[string]string) (creation, error) {
 			Quota:    directory.QuotaMode(r.oneOf(wire.ParamQuota, string(directory.QuotaAuto), string(directory.QuotaRequired), string(directory.QuotaNone))),
 		},
 	}
+	c.dryRun = r.oneOf(wire.ParamDryRun, wire.DryRunNo, wire.DryRunYes) == wire.DryRunYes
 	// The highest id means "leave as it is" to chown(2).
 	uid, gid := r.number(wire.ParamUID, 10, math.MaxUint32-1), r.number(wire.ParamGID, 10, math.MaxUint32-1)
 	c.spec.UID, c.spec.GID = &uid, &gid

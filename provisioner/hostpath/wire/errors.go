@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/berth-storage/berth/provisioner"
+	"github.com/berth-storage/berth/provisioner/directory"
 )
 
 // The reasons that an error carries beside its code, for those that the other
@@ -24,6 +25,8 @@ const (
 	// ReasonNoPath says that there is no volume that an earlier call has made,
 	// as an empty ParamPath asks for.
 	ReasonNoPath = "NO_PATH"
+	// ReasonNoDirectory stands for directory.ErrNoDirectory.
+	ReasonNoDirectory = "NO_DIRECTORY"
 )
 
 // The keys of what ReasonInfeasible and ReasonNewPool add.
@@ -72,6 +75,8 @@ func Status(code codes.Code, err error) error {
 		detail.Reason = ReasonNotEmpty
 	case errors.Is(err, ErrNoPath):
 		detail.Reason = ReasonNoPath
+	case errors.Is(err, directory.ErrNoDirectory):
+		detail.Reason = ReasonNoDirectory
 	default:
 		return st.Err()
 	}
@@ -134,6 +139,8 @@ func cause(info *errdetails.ErrorInfo) error {
 		return provisioner.ErrNotEmpty
 	case ReasonNoPath:
 		return ErrNoPath
+	case ReasonNoDirectory:
+		return directory.ErrNoDirectory
 	}
 	return nil
 }

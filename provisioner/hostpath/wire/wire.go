@@ -19,6 +19,13 @@ const (
 	ParamOnDelete = "onDelete"
 	// ParamExisting is ExistingRefuse, the default, or ExistingAdopt.
 	ParamExisting = "existing"
+	// ParamDryRun is DryRunNo, the default, or DryRunYes, which asks what would
+	// become of the call, and has nothing done. It goes with ExistingAdopt only:
+	// the answer is the volume that an earlier call has begun, a volume without an
+	// id where there is a directory to adopt, and ReasonNoDirectory where there is
+	// none. Whoever asks for ExistingAdopt gives it in any case: node servers that
+	// don't know it make the directory that they don't find, and refuse the call.
+	ParamDryRun = "berth.storage/dry-run"
 	// ParamMode is the directory's mode in octal.
 	ParamMode = "mode"
 	// ParamUID and ParamGID are the directory's owner, decimal; whom the server
@@ -44,6 +51,8 @@ const (
 	DefaultMode    = "0770"
 	ExistingRefuse = "refuse"
 	ExistingAdopt  = "adopt"
+	DryRunNo       = "false"
+	DryRunYes      = "true"
 )
 
 // The keys of Volume.volume_context.
@@ -57,6 +66,7 @@ const (
 	ContextClaim     = "claim" // namespace/name
 	ContextClaimUID  = "claimUID"
 	ContextCreated   = "created" // RFC 3339
+	ContextAdopted   = "adopted" // AdoptedYes, or absent
 	// ContextRights is there when the directory has not got the mode or the owner
 	// that was asked for, and says what differs.
 	ContextRights = "rights"
@@ -68,6 +78,10 @@ const (
 	// other value is "none: " and the reason why it does not.
 	QuotaEnforced = "enforced"
 )
+
+// AdoptedYes is the value of ContextAdopted of a directory that was there before the
+// volume.
+const AdoptedYes = "true"
 
 // The keys of gRPC metadata. Those in -bin may hold any bytes.
 const (

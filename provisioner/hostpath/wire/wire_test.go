@@ -66,6 +66,7 @@ func TestTypedErrorsTravel(t *testing.T) {
 		"infeasible": provisioner.Infeasible("field", "value", "problem"),
 		"not empty":  provisioner.ErrNotEmpty,
 		"no path":    ErrNoPath,
+		"nothing":    directory.ErrNoDirectory,
 		"new pool":   &NewPoolError{Directory: "/srv/berth"},
 		"plain":      errors.New("something"),
 	} {

@@ -1,0 +1,182 @@
+package hostpath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
+
+	"github.com/berth-storage/berth/provisioner"
+	"github.com/berth-storage/berth/provisioner/directory"
+	"github.com/berth-storage/berth/provisioner/hostpath/wire"
+)
+
+// adopt makes a volume of the directory that is there for a claim, on whichever node
+// that is: kube-scheduler sees where the volume is, and has the pod follow.
+func (d *Driver) adopt(ctx context.Context, a attempt) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
+	volume, err := d.adoptAnywhere(ctx, a)
+	var nothing notAdopted
+	if errors.As(err, &nothing) {
+		return nil, controller.ProvisioningFinished, err
+	}
+	return volume, stateOf(err), err
+}
+
+func (d *Driver) adoptAnywhere(ctx context.Context, a attempt) (*corev1.PersistentVolume, error) {
+	if d.only != "" {
+		return d.provisionOn(ctx, d.only, a)
+	}
+	node, err := d.findToAdopt(ctx, a)
+	if err != nil {
+		return nil, d.adoptionRefused(err, a)
+	}
+	d.found.forget(a.PVC.UID) // whatever comes of it, the next attempt looks anew
+	return d.provisionOn(ctx, node, a)
+}
+
+// findToAdopt asks the nodes that could have the directory, all at once, unless they
+// have said so lately.
+func (d *Driver) findToAdopt(ctx context.Context, a attempt) (node string, _ error) {
+	path, pathErr := a.params.Path(a.ProvisionOptions)
+	if pathErr != nil {
+		path = "" // a volume that was begun before counts
+	}
+	names, err := d.couldHave(ctx, a)
+	if err != nil {
+		return "", err
+	}
+	req := a.params.request(a.ProvisionOptions, path)
+	req.Parameters[wire.ParamDryRun] = wire.DryRunYes
+	key := question{class: a.StorageClass.UID, path: path, size: req.GetCapacityRange().GetRequiredBytes()}
+	known := d.found.recall(a.PVC.UID, key)
+	answers := make([]answer, len(names))
+	group := errgroup.Group{}
+	group.SetLimit(nodesAtOnce)
+	for i, name := range names {
+		if before, ok := known[name]; ok {
+			answers[i] = before
+			continue
+		}
+		group.Go(func() error {
+			made, err := d.create(ctx, name, a.params, req)
+			answers[i] = answerOf(name, made, err)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	d.found.remember(a.PVC.UID, key, answers)
+	node, err = decideAdoption(answers, a.params.pool, path)
+	if pathErr != nil && errors.Is(err, directory.ErrNoDirectory) {
+		return "", pathErr
+	}
+	return node, err
+}
+
+// couldHave returns the nodes that could have the directory a claim is to get: all
+// that have a server and that the class allows, be they ready, cordoned or not.
+func (d *Driver) couldHave(ctx context.Context, a attempt) ([]string, error) {
+	all, err := d.options.Nodes.Names(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find the nodes that have pools: %w", err)
+	}
+	var names []string
+	for _, name := range all {
+		node, err := d.options.Node(ctx, name)
+		switch {
+		case apierrors.IsNotFound(err): // no pod gets there
+		case err != nil:
+			return nil, fmt.Errorf("read node %s: %w", name, err)
+		case matchesAny(a.StorageClass.AllowedTopologies, node.Labels):
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// adoptionRefused turns what one node has said into what it means where no other node
+// will do.
+func (d *Driver) adoptionRefused(err error, a attempt) error {
+	switch code := wire.CodeOf(err); {
+	case code == codes.OutOfRange:
+		return outOfRangeOf(err, a.PVC.Spec.Resources.Requests[corev1.ResourceStorage])
+	case code == codes.ResourceExhausted, errors.Is(err, directory.ErrNoDirectory):
+		if _, waits := provisioner.RetryAfter(err); !waits {
+			return refuseAdoption(err)
+		}
+	}
+	return err
+}
+
+// question is what nodes were asked for a claim.
+type question struct {
+	class types.UID
+	path  string
+	size  int64
+}
+
+// adoptions remember what nodes have answered, so that claims that wait ask again
+// only those that have not, or not lately.
+type adoptions struct {
+	clock clock.PassiveClock
+
+	mu     sync.Mutex
+	claims map[types.UID]remembered
+}
+
+// remembered is what nodes have answered, and when the first of them has.
+type remembered struct {
+	question
+	since   time.Time
+	answers map[string]answer
+}
+
+func newAdoptions(c clock.PassiveClock) *adoptions {
+	return &adoptions{clock: c, claims: map[types.UID]remembered{}}
+}
+
+// recall returns the answers for a claim that still count.
+func (m *adoptions) recall(claim types.UID, asked question) map[string]answer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known, ok := m.claims[claim]
+	if !ok || known.question != asked || m.clock.Since(known.since) >= adoptionCounts {
+		return nil
+	}
+	return known.answers
+}
+
+// remember keeps answers, but those of nodes that could not say.
+func (m *adoptions) remember(claim types.UID, asked question, answers []answer) {
+	told := map[string]answer{}
+	for _, a := range answers {
+		if a.finding != unknown {
+			told[a.node] = a
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.clock.Now()
+	maps.DeleteFunc(m.claims, func(_ types.UID, old remembered) bool { return now.Sub(old.since) >= adoptionCounts })
+	since := now
+	if before, ok := m.claims[claim]; ok && before.question == asked {
+		since = before.since
+	}
+	m.claims[claim] = remembered{question: asked, since: since, answers: told}
+}
+
+// forget drops the answers for a claim.
+func (m *adoptions) forget(claim types.UID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.claims, claim)
+}
