@@ -63,6 +63,7 @@ func runTests(m *testing.M) int {
 	}
 	plane, err = controlplane.Start(context.Background(), controlplane.Options{
 		ControllerManager: true,
+		Scheduler:         true,
 		AuditPolicy:       auditPolicy,
 		// It takes finalizers off thousands of objects here, at 20 a second by
 		// default.
