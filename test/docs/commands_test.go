@@ -18,6 +18,7 @@ var scripts = map[string]script{
 	"default":    {page: "docs/migration.md", anchors: []string{"what-happens-to-existing-volumes"}},
 	"kustomize":  {page: "docs/install.md", anchors: []string{"with-kustomize", "what-to-know-before"}},
 	"uninstall":  {page: "docs/operations.md", anchors: []string{"uninstalling"}},
+	"restore":    {page: "docs/operations.md", anchors: []string{"restore"}},
 	"nfs":        {page: "docs/migration.md", anchors: []string{"once-make-the-share-berths-too", "per-volume-1"}},
 }
 
@@ -122,7 +123,7 @@ func TestLocalPathVolumesChangeHands(t *testing.T) {
 	old := s.localPath()
 	s.addScript("local-path")
 	out := s.run()
-	if !strings.Contains(out, "\n"+old+"\n") {
+	if !strings.Contains(out, "\nadopted=true node="+nodeName+"\n"+old+"\n") {
 		t.Errorf("the new volume is not at %s:\n%s", old, out)
 	}
 	s.expectGone("pv/old-local-path")
@@ -167,17 +168,57 @@ func TestNFSVolumesChangeHands(t *testing.T) {
 	old := filepath.Join(export, "default-data-pvc-1")
 	s.write(filepath.Join(old, "file"), "precious")
 	port := s.exportNFS(export)
-	s.replace("mkdir /export/k8s", "mkdir "+export, "nas.example.com", "127.0.0.1",
+	s.replace("mkdir /export/k8s", "mkdir "+export, "cd /export/k8s", "cd "+export, "nas.example.com", "127.0.0.1",
 		"mountOptions: [nfsvers=4.1]", fmt.Sprintf("mountOptions: [nfsvers=4.1, port=%d]", port))
 	s.berth()
 	s.oldVolume("nfs-client", "cluster.local/nfs-subdir-external-provisioner", "example.com/x: none",
 		"nfs: {server: 127.0.0.1, path: /export/k8s/default-data-pvc-1}")
 	s.addScript("nfs")
 	out := s.run()
-	if !strings.Contains(out, "\n/export/k8s/default-data-pvc-1\n") {
-		t.Errorf("the new volume is not where the old one is:\n%s", out)
+	if !strings.Contains(out, "\nadopted=true\n/export/k8s/restored/default/data\n") {
+		t.Errorf("the new volume is not the old directory:\n%s", out)
 	}
-	s.deleteClaimAndExpectFile(old)
+	s.deleteClaimAndExpectFile(filepath.Join(export, "restored", "default", "data"))
+}
+
+// TestArchivedVolumesAreRestored follows docs/operations.md with a volume that Berth
+// has archived.
+func TestArchivedVolumesAreRestored(t *testing.T) {
+	s := newStage(t)
+	pool := s.path("pool")
+	s.replace("cd /var/lib/berth", "cd "+pool)
+	s.berth("--node-name="+nodeName, "--pool=default="+pool)
+	s.add(`kubectl apply -f - <<'EOF'
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: archived}
+provisioner: hostpath.berth.storage
+parameters: {onDelete: archive}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: reports, namespace: default}
+spec: {storageClassName: archived, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+EOF
+kubectl wait --for=jsonpath='{.status.phase}'=Bound --timeout=60s pvc/reports
+volume=$(kubectl get pvc reports -o jsonpath='{.spec.volumeName}')
+printf precious >"$(kubectl get pv "$volume" -o jsonpath='{.spec.local.path}')/file"
+kubectl delete pvc reports
+kubectl wait --for=delete --timeout=60s "pv/$volume"`)
+	// The page has a name for an example.
+	s.add("mv " + pool + "/.berth/archive/default-reports-$volume " + pool + "/.berth/archive/default-reports-pvc-8f14e45f-ceea-467f-9fc5-1d5e3a7a1b2c")
+	s.addScript("restore")
+	s.add(`timeout 60 bash -c 'until kubectl describe pvc reports | grep "adopted the directory"; do sleep 0.1; done'`) // events take their time
+	restored := filepath.Join(pool, "restored", "default", "reports")
+	out := s.run()
+	for _, want := range []string{"adopted=true node=" + nodeName + " path=" + restored + "\n", `adopted the directory "restored/default/reports" with what is in it on node ` + nodeName} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if content, err := os.ReadFile(filepath.Join(restored, "file")); err != nil || string(content) != "precious" {
+		t.Errorf("the file holds %q, %v", content, err)
+	}
 }
 
 // TestDefaultClassIsSwitched: the next claim without a class is Berth's.

@@ -66,6 +66,7 @@ var mistakes = map[string]func(*mistake){
 	"data source": func(m *mistake) {
 		m.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "x"}
 	},
+	"a pattern that may not adopt": func(m *mistake) { m.StorageClass.Parameters["existing"] = "adopt" },
 	"larger than the disk": func(m *mistake) {
 		m.PVC.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("900Ti")}
 	},
