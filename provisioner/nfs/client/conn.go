@@ -34,10 +34,15 @@ type conn struct {
 	// unanswered is when the first call was sent since anything was received.
 	unanswered time.Time
 	lost       error
-	idling     *time.Timer
+	// leaving says that no call is sent over it any more: it was silent, and
+	// ends when the last of its calls is answered or forgotten.
+	leaving bool
+	// idling ends it when it has been idle, or leaving, for a while.
+	idling *time.Timer
 }
 
-// newConn begins to read. A connection without calls for idle is closed.
+// newConn begins to read. A connection is closed when it has no calls for idle,
+// or when it is leaving for as long.
 func newConn(network net.Conn, idle time.Duration, heard func()) *conn {
 	c := &conn{network: network, idle: idle, heard: heard, writing: make(chan struct{}, 1), waiting: map[uint32]chan []byte{}}
 	c.mu.Lock()
@@ -80,7 +85,11 @@ func (c *conn) deliver(xid uint32, record []byte) {
 // forget is called with mu held.
 func (c *conn) forget(xid uint32) {
 	delete(c.waiting, xid)
-	if len(c.waiting) == 0 && c.lost == nil {
+	switch {
+	case len(c.waiting) > 0 || c.lost != nil:
+	case c.leaving:
+		c.end(errSilent)
+	default:
 		c.idling.Reset(c.idle)
 	}
 }
@@ -88,7 +97,7 @@ func (c *conn) forget(xid uint32) {
 func (c *conn) closeIdle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.waiting) == 0 {
+	if len(c.waiting) == 0 || c.leaving {
 		c.end(errors.New("idle"))
 	}
 }
@@ -114,6 +123,23 @@ func (c *conn) end(cause error) {
 	}
 }
 
+// leave makes calls to come use another connection. Those that wait here go on
+// waiting: the server may only be slow. It is called with mu held.
+func (c *conn) leave() {
+	if c.leaving || c.lost != nil {
+		return
+	}
+	c.leaving = true
+	c.idling.Reset(c.idle)
+}
+
+// usable reports whether calls may be sent over the connection.
+func (c *conn) usable() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost == nil && !c.leaving
+}
+
 func (c *conn) err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -126,6 +152,9 @@ func (c *conn) expect(xid uint32) (<-chan []byte, error) {
 	defer c.mu.Unlock()
 	if c.lost != nil {
 		return nil, c.lost
+	}
+	if c.leaving {
+		return nil, errLost
 	}
 	c.idling.Stop()
 	reply := make(chan []byte, 1)
@@ -142,21 +171,26 @@ func (c *conn) abandon(xid uint32) {
 }
 
 // roundTrip sends a record and waits for the reply. The error wraps errLost
-// when the connection ended, and errSilent when it did because nothing at all
-// has come for the time of silence; sent says whether the server may have seen
-// anything of the call.
-func (c *conn) roundTrip(ctx context.Context, xid uint32, record []byte, silence time.Duration) (result []byte, sent bool, err error) {
+// when the connection ended, and errSilent when nothing at all has come for the
+// time of silence. If the server may have seen anything of the call, late is not
+// nil then: the reply that may still come, or nothing when the connection ends
+// before. Whoever does not wait for that abandons the call.
+func (c *conn) roundTrip(ctx context.Context, xid uint32, record []byte, silence time.Duration) (result []byte, late <-chan []byte, err error) {
 	reply, err := c.expect(xid)
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
-	defer c.abandon(xid)
-	sent, err = c.send(ctx, record, silence)
-	if err != nil {
-		return nil, sent, err
+	sent, err := c.send(ctx, record, silence)
+	if err == nil {
+		if result, err = c.wait(ctx, reply, silence); err == nil {
+			return result, nil, nil
+		}
 	}
-	result, err = c.wait(ctx, reply, silence)
-	return result, true, err
+	if !sent {
+		c.abandon(xid)
+		return nil, nil, err
+	}
+	return nil, reply, err
 }
 
 func (c *conn) send(ctx context.Context, record []byte, silence time.Duration) (sent bool, err error) {
@@ -193,8 +227,8 @@ func (c *conn) send(ctx context.Context, record []byte, silence time.Duration) (
 	return true, nil
 }
 
-// wait gives the connection up when nothing at all has come for a while: the
-// other end may be gone without a word.
+// wait makes others leave the connection alone when nothing at all has come for
+// a while: the other end may be gone without a word.
 func (c *conn) wait(ctx context.Context, reply <-chan []byte, silence time.Duration) ([]byte, error) {
 	begun := time.Now()
 	silent := time.NewTimer(silence)
@@ -209,8 +243,10 @@ func (c *conn) wait(ctx context.Context, reply <-chan []byte, silence time.Durat
 		case <-silent.C:
 			left := silence - time.Since(later(begun, c.lastReceived()))
 			if left <= 0 {
-				c.close(errSilent)
-				return nil, c.err()
+				c.mu.Lock()
+				c.leave()
+				c.mu.Unlock()
+				return nil, errSilent
 			}
 			silent.Reset(left)
 		case <-ctx.Done():
@@ -235,14 +271,14 @@ func (c *conn) sending() {
 	}
 }
 
-// suspect gives the connection up if it has said nothing for a good part of what
+// suspect leaves the connection if it has said nothing for a good part of what
 // it may be silent: callers with short deadlines must not all run into the same
 // dead connection.
 func (c *conn) suspect(silence time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.unanswered.IsZero() && time.Since(c.unanswered) > silence/4 {
-		c.end(errors.New("no answer before a deadline"))
+		c.leave()
 	}
 }
 

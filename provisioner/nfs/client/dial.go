@@ -22,8 +22,8 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 
 // dial connects within timeout, from a reserved port if this process may have
 // one.
-func dial(ctx context.Context, address string, unprivileged bool, timeout time.Duration) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive}
+func dial(ctx context.Context, resolver *net.Resolver, address string, unprivileged bool, timeout time.Duration) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive, Resolver: resolver}
 	if !unprivileged {
 		start := rand.IntN(reservedPorts) //nolint:gosec // any free port will do
 		for i := range bindAttempts {

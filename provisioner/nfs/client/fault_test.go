@@ -14,7 +14,7 @@ import (
 )
 
 // quick is a pool whose connections are given up soon.
-var quick = client.PoolOptions{Connections: 1, AnswerTimeout: 200 * time.Millisecond}
+var quick = client.PoolOptions{AnswerTimeout: 200 * time.Millisecond}
 
 // eventually waits until what comes true.
 func eventually(t *testing.T, what string, comes func() bool) {
@@ -26,6 +26,7 @@ func TestReadsAreRepeatedAfterALostReply(t *testing.T) {
 	t.Parallel()
 	for _, f := range []fault{dropReply, closeConnection, truncateReply} {
 		eachVersion(t, func(t *testing.T, s *server, version client.Version) {
+			s.retries = refuseUncached
 			root := rootOf(t, s.dialWith(s.options(version), quick))
 			times := 2
 			if f == dropReply {
@@ -35,28 +36,6 @@ func TestReadsAreRepeatedAfterALostReply(t *testing.T) {
 			if _, err := root.Stat(t.Context()); err != nil {
 				t.Errorf("Stat after fault %d: %v", f, err)
 			}
-		})
-	}
-}
-
-// Only the session of version 4.1 lets a client repeat what must not be done
-// twice.
-func TestChangesAreNotRepeatedUnlessASessionGuardsThem(t *testing.T) {
-	t.Parallel()
-	for _, f := range []fault{dropReply, closeConnection, truncateReply} {
-		eachVersion(t, func(t *testing.T, s *server, version client.Version) {
-			root := rootOf(t, s.dialWith(s.options(version), quick))
-			s.breakOnce("mkdir", 1, f)
-			err := root.Mkdir(t.Context(), "d", 0o755)
-			if version == client.Version41 {
-				must(t, err)
-			} else if !errors.Is(err, client.ErrOutcomeUnknown) {
-				t.Errorf("Mkdir = %v, want ErrOutcomeUnknown", err)
-			}
-			if n := s.count("mkdir"); n != 1 {
-				t.Errorf("done %d times", n)
-			}
-			wantNames(t, s.base, "d")
 		})
 	}
 }
@@ -152,7 +131,7 @@ func TestContextEndsAnything(t *testing.T) {
 func TestSilentConnectionIsGivenUp(t *testing.T) {
 	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
-		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{Connections: 1, AnswerTimeout: 400 * time.Millisecond}))
+		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{AnswerTimeout: 400 * time.Millisecond}))
 		before := s.dials()
 		s.breakOnce("lookup", 1, dropReply)
 		ctx, cancel := context.WithTimeout(t.Context(), 80*time.Millisecond)
@@ -192,7 +171,7 @@ func TestRestartIsWaitedFor(t *testing.T) {
 func TestIdleConnectionIsClosed(t *testing.T) {
 	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
-		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{Connections: 1, IdleTimeout: 30 * time.Millisecond}))
+		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{IdleTimeout: 30 * time.Millisecond}))
 		before := s.dials()
 		eventually(t, "the connection is closed", func() bool { return s.openConnections() == 0 })
 		must(t, root.Mkdir(t.Context(), "d", 0o755))
@@ -256,45 +235,4 @@ func TestForgottenStateIsMadeAnew(t *testing.T) {
 			must(t, root.Rmdir(t.Context(), "d"))
 		}
 	})
-}
-
-// Whose caller gives up, a call leaves a slot behind that nobody may use; a
-// session must not run out of them.
-func TestSessionSurvivesCallersThatGiveUp(t *testing.T) {
-	t.Parallel()
-	s := newServer(t)
-	root := rootOf(t, s.dialWith(s.options(client.Version41), quick))
-	for range 20 {
-		s.breakOnce("lookup", 1, dropReply)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		_, err := root.Lstat(ctx, "x")
-		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("Lstat = %v", err)
-		}
-		must(t, root.Mkdir(t.Context(), "d", 0o755))
-		must(t, root.Rmdir(t.Context(), "d"))
-	}
-}
-
-// A session that is lost along with the reply can't tell any more.
-func TestOutcomeIsUnknownWhenTheSessionIsLostToo(t *testing.T) {
-	t.Parallel()
-	s := newServer(t)
-	root := rootOf(t, s.dialWith(s.options(client.Version41), quick))
-	s.mu.Lock()
-	s.after = func(op string) fault {
-		if op != "mkdir" {
-			return none
-		}
-		s.state = newState4()
-		return closeConnection
-	}
-	s.mu.Unlock()
-	if err := root.Mkdir(t.Context(), "d", 0o755); !errors.Is(err, client.ErrOutcomeUnknown) {
-		t.Errorf("Mkdir = %v, want ErrOutcomeUnknown", err)
-	}
-	if _, err := root.Lstat(t.Context(), "d"); err != nil {
-		t.Errorf("Lstat = %v", err)
-	}
 }

@@ -26,7 +26,7 @@ func (p *protocol4) createFile(ctx context.Context, dir []byte, name string, mod
 		if !lost || attempt == createAttempts {
 			return err
 		}
-		p.drop(s)
+		s.drop()
 		if err := p.remove(ctx, dir, name); err != nil && !errors.Is(err, syscall.ENOENT) {
 			return err
 		}
@@ -47,6 +47,7 @@ type file4 struct {
 	protocol *protocol4
 	state    *state4
 	name     string
+	change   change
 	handle   []byte
 	id       nfsv4.Stateid4
 	sequence uint32
@@ -57,7 +58,7 @@ type file4 struct {
 func (f *file4) do(ctx context.Context, op string, build func(sequence uint32) []io.WriterTo) (*reply4, error) {
 	var wait backoff
 	for {
-		reply, err := f.protocol.within(ctx, f.state, false, build(f.sequence))
+		reply, err := f.protocol.within(ctx, f.state, f.change, build(f.sequence))
 		if err != nil {
 			return nil, failed(op, f.name, err)
 		}
@@ -85,7 +86,7 @@ func (p *protocol4) open(ctx context.Context, s *state4, dir []byte, name string
 		access |= nfsv4.OPEN4_SHARE_ACCESS_WANT_NO_DELEG
 	}
 	owner := nfsv4.StateOwner4{Clientid: s.clientID, Owner: []byte(rand.Text())}
-	f := &file4{protocol: p, state: s, name: name}
+	f := &file4{protocol: p, state: s, name: name, change: changes(dir, name)}
 	reply, err := f.do(ctx, "create", func(sequence uint32) []io.WriterTo {
 		return []io.WriterTo{putfh4(dir), &nfsv4.NfsArgop4_OP_OPEN{Opopen: nfsv4.Open4args{
 			Seqid: sequence, ShareAccess: access, ShareDeny: nfsv4.OPEN4_SHARE_DENY_NONE, Owner: owner,
@@ -136,7 +137,7 @@ func (f *file4) confirm(ctx context.Context) error {
 
 // write returns how much is on stable storage.
 func (f *file4) write(ctx context.Context, offset uint64, chunk []byte) (int, error) {
-	reply, err := f.protocol.do(ctx, "write", f.name, true, putfh4(f.handle), &nfsv4.NfsArgop4_OP_WRITE{Opwrite: nfsv4.Write4args{
+	reply, err := f.protocol.do(ctx, "write", f.name, f.change, putfh4(f.handle), &nfsv4.NfsArgop4_OP_WRITE{Opwrite: nfsv4.Write4args{
 		Stateid: f.id, Offset: offset, Stable: nfsv4.FILE_SYNC4, Data: chunk,
 	}})
 	if err != nil {

@@ -30,7 +30,7 @@ func (p *page) GetStatus() nfsv3.Nfsstat3 { return p.status }
 
 func (p *protocol3) readdir(ctx context.Context, dir []byte, from position) (*page, error) {
 	args := &nfsv3.Readdirplus3args{Dir: handle3(dir), Cookie: from.cookie, Cookieverf: from.verifier, Dircount: pageSize / 4, Maxcount: pageSize}
-	return call3(ctx, p, readdir3, "", args, readPage3)
+	return call3(ctx, p, readdir3, "", nil, args, readPage3)
 }
 
 // readPage3 reads READDIRPLUS3res. The generated type refuses names that are

@@ -27,7 +27,7 @@ type request struct {
 	program, version, procedure uint32
 	credential                  rpcv2.OpaqueAuth
 	args                        io.WriterTo
-	// again says that doing it twice is the same as doing it once.
+	// again says that it changes nothing, or is recognised when it comes twice.
 	again bool
 }
 
@@ -93,16 +93,22 @@ func (e *versionError) Error() string {
 
 func (e *versionError) Unwrap() error { return syscall.EPROTONOSUPPORT }
 
+// garbled is the error for a reply that can't be understood, of which err is a
+// part: the server did something, and nobody knows what.
+func garbled(r request, err error) error {
+	return outcome(!r.again, fmt.Errorf("%w: %w", errGarbled, err))
+}
+
 // decodeReply returns the results of a call that the server accepted.
 func decodeReply(record []byte, r request) (*bytes.Reader, error) {
 	results := bytes.NewReader(record)
 	var message rpcv2.RpcMsg
 	if _, err := message.ReadFrom(results); err != nil {
-		return nil, fmt.Errorf("%w: %w", errGarbled, err)
+		return nil, garbled(r, err)
 	}
 	body, ok := message.Body.(*rpcv2.RpcMsgBody_REPLY)
 	if !ok {
-		return nil, fmt.Errorf("%w: a call", errGarbled)
+		return nil, garbled(r, errors.New("a call"))
 	}
 	switch reply := body.Rbody.(type) {
 	case *rpcv2.ReplyBody_MSG_ACCEPTED:

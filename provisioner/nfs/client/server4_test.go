@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 	"slices"
 	"time"
 )
@@ -20,22 +21,43 @@ type session4 struct {
 	client  uint64
 	slots   [4]slot4
 	renewed time.Time
+	// complete says that the client has nothing to reclaim.
+	complete bool
 }
 
-// slot4 holds the last reply, and what it was about.
+// slot4 holds the last call, and its reply.
 type slot4 struct {
-	sequence uint32
-	reply    []byte
-	about    string
+	sequence   uint32
+	busy       bool // the call is under way
+	operations uint32
+	cache      bool // the client asked for the reply to be kept
+	reply      []byte
+	about      string
 }
+
+// retry4 is what a server answers to a sequence id that it has seen.
+type retry4 int
+
+const (
+	// compareShape, as Linux: another number of operations, or another wish for
+	// the reply to be kept, is a false retry; a reply that was not kept is an
+	// error of the second operation.
+	compareShape retry4 = iota
+	// refuseUncached, as illumos and Ganesha: a reply that was not kept is an
+	// error of SEQUENCE; one that was is sent whatever is asked.
+	refuseUncached
+	// sendAnything sends the old reply, whatever is asked.
+	sendAnything
+)
 
 type open4 struct {
 	owner     string
 	confirmed bool
 }
 
+// newState4 numbers clients and sessions as no other server does.
 func newState4() *state4 {
-	return &state4{verifiers: map[string]string{}, clients: map[uint64]bool{}, sessions: map[string]*session4{}, owners: map[string]uint32{}, opens: map[string]*open4{}}
+	return &state4{last: rand.Uint64() >> 8, verifiers: map[string]string{}, clients: map[uint64]bool{}, sessions: map[string]*session4{}, owners: map[string]uint32{}, opens: map[string]*open4{}}
 }
 
 func (s *state4) number() []byte {
@@ -64,8 +86,12 @@ type compound struct {
 	minor   int
 	current []byte
 	saved   []byte
+	session *session4
 	slot    *slot4
-	replay  bool
+	// operations is how many the call has.
+	operations uint32
+	// replay is the reply to an earlier call.
+	replay []byte
 }
 
 // version4 does a call and returns the name of what it was about.
@@ -77,7 +103,7 @@ func (s *server) version4(r *reader, w *writer) string {
 		w.u32(0)
 		return ""
 	}
-	c := &compound{server: s, minor: minor}
+	c := &compound{server: s, minor: minor, operations: count}
 	var (
 		results writer
 		status  uint32
@@ -94,8 +120,8 @@ func (s *server) version4(r *reader, w *writer) string {
 		}
 		body := &writer{}
 		status = c.do(op, r, body)
-		if c.replay {
-			w.Write(c.slot.reply)
+		if c.replay != nil {
+			w.Write(c.replay)
 			return c.slot.about
 		}
 		results.u32(number, status)
@@ -111,7 +137,7 @@ func (s *server) version4(r *reader, w *writer) string {
 	w.u32(done)
 	w.Write(results.Bytes())
 	if c.slot != nil {
-		c.slot.reply, c.slot.about = slices.Clone(w.Bytes()), about
+		c.slot.reply, c.slot.about, c.slot.busy = slices.Clone(w.Bytes()), about, false
 	}
 	return about
 }
@@ -179,7 +205,7 @@ func (c *compound) sequence(r *reader, w *writer) uint32 {
 	id := r.fixed(16)
 	sequence, number := r.u32(), r.u32()
 	r.u32() // highest slot
-	r.u32() // cachethis: all are
+	cache := r.flag()
 	session, ok := c.state.sessions[string(id)]
 	if !ok || time.Since(session.renewed) > time.Duration(c.lease)*time.Second {
 		return 10052
@@ -189,19 +215,42 @@ func (c *compound) sequence(r *reader, w *writer) uint32 {
 		return 10053
 	}
 	slot := &session.slots[number]
-	c.slot = slot
-	switch sequence {
-	case slot.sequence:
-		c.replay = true
-		return 0
-	case slot.sequence + 1:
-		slot.sequence++
-	default:
-		c.slot = nil
-		return 10063
+	switch {
+	case sequence == slot.sequence && slot.busy:
+		return 10008 // DELAY
+	case sequence == slot.sequence && sequence > 0:
+		return c.retry(slot, cache, r)
+	case sequence != slot.sequence+1 || slot.busy:
+		return 10063 // SEQ_MISORDERED
 	}
+	slot.sequence++
+	slot.busy, slot.cache, slot.operations = true, cache, c.operations
+	c.slot, c.session = slot, session
 	w.Write(id)
 	w.u32(sequence, number, 3, 3, 0)
+	return 0
+}
+
+// retry answers a sequence id that was seen before.
+func (c *compound) retry(slot *slot4, cache bool, r *reader) uint32 {
+	const uncached, falseRetry = 10068, 10076
+	kept := slot.cache || slot.operations == 1
+	switch {
+	case c.retries == compareShape && (slot.operations != c.operations || slot.cache != cache):
+		return falseRetry
+	case c.retries == refuseUncached && !kept:
+		return uncached
+	case c.retries == compareShape && !kept:
+		var old writer
+		const sequenceResult = 16 + 5*4
+		begin := 12 // without status, tag and number of results
+		old.u32(uncached, 0, 2)
+		old.Write(slot.reply[begin : begin+8+sequenceResult])
+		old.u32(r.u32(), uncached)
+		c.slot, c.replay = slot, old.Bytes()
+		return 0
+	}
+	c.slot, c.replay = slot, slot.reply
 	return 0
 }
 
@@ -229,6 +278,12 @@ func (c *compound) client(op string, r *reader, w *writer) uint32 {
 		for range 2 {
 			w.u32(0, 1<<20, 1<<20, 4096, 16, 4, 0)
 		}
+	case "reclaim_complete":
+		r.u32() // for all filesystems
+		if c.session.complete {
+			return 10054
+		}
+		c.session.complete = true
 	case "destroy_session":
 		delete(state.sessions, string(r.fixed(16)))
 	case "destroy_clientid":

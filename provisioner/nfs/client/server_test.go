@@ -55,6 +55,12 @@ type server struct {
 	// held says which operation's replies are held back, until release.
 	held    string
 	release chan struct{}
+	// stalled says which operations are not done before a channel is closed.
+	stalled map[string]chan struct{}
+	// stalling counts the operations that wait for that.
+	stalling int
+	// retries is what becomes of a sequence id that was seen before.
+	retries retry4
 	// minor refuses version 4 above this minor version; -1 refuses all.
 	minor int
 	// secure refuses mounts, as for a port above 1023.
@@ -188,9 +194,37 @@ func (s *server) answerFirst(op string, n int, status uint32) {
 	}
 }
 
+// stall keeps operations of a kind from being done, and others not, until
+// release is called.
+func (s *server) stall(op string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stalled := make(chan struct{})
+	if s.stalled == nil {
+		s.stalled = map[string]chan struct{}{}
+	}
+	s.stalled[op] = stalled
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.stalled[op] == stalled {
+			delete(s.stalled, op)
+			close(stalled)
+		}
+	}
+}
+
 // enter counts an operation and returns the status that it shall have. It is
-// called with mu held, as everything that serves a call.
+// called with mu held, as everything that serves a call, and gives it up while
+// the operation is stalled.
 func (s *server) enter(op string) uint32 {
+	if stalled := s.stalled[op]; stalled != nil {
+		s.stalling++
+		s.mu.Unlock()
+		<-stalled
+		s.mu.Lock()
+		s.stalling--
+	}
 	s.calls[op]++
 	if s.before == nil {
 		return 0
@@ -215,20 +249,22 @@ func (s *server) serve(connection net.Conn) {
 		if _, err := io.ReadFull(input, record); err != nil {
 			return
 		}
-		reply, f, held := s.answer(&reader{record})
-		if held != nil {
-			go func() {
-				<-held
-				s.reply(connection, reply, none)
-			}()
-			continue
-		}
-		if f == dropReply {
-			continue
-		}
-		if f == closeConnection || !s.reply(connection, reply, f) {
-			return
-		}
+		go s.answerOn(connection, record)
+	}
+}
+
+// answerOn answers a call, as far as no fault keeps it from that.
+func (s *server) answerOn(connection net.Conn, record []byte) {
+	reply, f, held := s.answer(&reader{record})
+	if held != nil {
+		<-held
+		f = none
+	}
+	if f == dropReply {
+		return
+	}
+	if f == closeConnection || !s.reply(connection, reply, f) {
+		_ = connection.Close()
 	}
 }
 

@@ -134,6 +134,9 @@ func (c *compound) create(dir int, r *reader, w *writer) uint32 {
 	if status := c.number("create", owner, sequence); status != 0 {
 		return status
 	}
+	if c.minor == 1 && !c.session.complete {
+		return 10013 // GRACE
+	}
 	if create, how := r.u32(), r.u32(); create != 1 || how != 1 { // CREATE, GUARDED
 		return 22
 	}

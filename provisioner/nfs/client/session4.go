@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -31,26 +30,15 @@ type state4 struct {
 	session  [16]byte
 	slots    chan *slot4
 	highest  uint32
-	retired  atomic.Int32
-	gone     chan struct{} // closed when it is of no use any more
 	lease    time.Duration
 	used     atomic.Int64
+	// life ends when it is of no use any more: the server does not know it, or
+	// nobody needs it.
+	life context.Context
+	drop context.CancelFunc
 }
-
-// slot4 is a place for one call at a time. Its sequence is that of the last
-// call that the server took.
-type slot4 struct{ number, sequence uint32 }
 
 func (s *state4) touch() { s.used.Store(time.Now().UnixNano()) }
-
-func (s *state4) isGone() bool {
-	select {
-	case <-s.gone:
-		return true
-	default:
-		return false
-	}
-}
 
 // current returns the state, which is made when there is none.
 func (p *protocol4) current(ctx context.Context) (*state4, error) {
@@ -60,7 +48,7 @@ func (p *protocol4) current(ctx context.Context) (*state4, error) {
 		return nil, ctx.Err()
 	}
 	defer func() { <-p.making }()
-	if s := p.state.Load(); s != nil && !s.isGone() {
+	if s := p.state.Load(); s != nil && s.life.Err() == nil {
 		s.touch()
 		return s, nil
 	}
@@ -74,8 +62,7 @@ func (p *protocol4) current(ctx context.Context) (*state4, error) {
 		if err == nil {
 			break
 		}
-		later := hasStatus(err, uint32(nfsv4.NFS4ERR_DELAY), uint32(nfsv4.NFS4ERR_GRACE)) || errors.Is(err, errStateLost)
-		if !later || !wait.sleep(ctx) {
+		if !beginAnew4(err) || !wait.sleep(ctx) {
 			return nil, err
 		}
 	}
@@ -85,28 +72,28 @@ func (p *protocol4) current(ctx context.Context) (*state4, error) {
 	return s, nil
 }
 
-// drop gives up a state that the server does not know, or that is stuck.
-func (p *protocol4) drop(s *state4) {
-	p.dropping.Lock()
-	defer p.dropping.Unlock()
-	if !s.isGone() {
-		close(s.gone)
-	}
+// beginAnew4 reports whether a server that answers err wants to be introduced to
+// this client once more: it asks for time, or forgot what it has just said.
+func beginAnew4(err error) bool {
+	return errors.Is(err, errStateLost) || hasStatus(err, uint32(nfsv4.NFS4ERR_DELAY), uint32(nfsv4.NFS4ERR_GRACE),
+		uint32(nfsv4.NFS4ERR_STALE_CLIENTID), uint32(nfsv4.NFS4ERR_SEQ_MISORDERED))
 }
 
 // establish introduces this client. A new verifier makes the server forget what
 // it kept for it before.
 func (p *protocol4) establish(ctx context.Context) (*state4, error) {
-	s := &state4{gone: make(chan struct{})}
 	var verifier [8]byte
 	if _, err := rand.Read(verifier[:]); err != nil {
 		return nil, err
 	}
+	s := &state4{}
+	s.life, s.drop = context.WithCancel(context.Background())
 	introduce := p.setClientID
 	if p.minor == 1 {
 		introduce = p.createSession
 	}
 	if err := introduce(ctx, s, verifier); err != nil {
+		s.drop()
 		return nil, err
 	}
 	s.lease = p.leaseOf(ctx, s)
@@ -115,7 +102,7 @@ func (p *protocol4) establish(ctx context.Context) (*state4, error) {
 
 // leaseOf asks how long the server keeps a state that is not renewed.
 func (p *protocol4) leaseOf(ctx context.Context, s *state4) time.Duration {
-	reply, err := p.within(ctx, s, true, []io.WriterTo{&nfsv4.NfsArgop4_OP_PUTROOTFH{}, getattr4(leaseBits4)})
+	reply, err := p.within(ctx, s, nil, []io.WriterTo{&nfsv4.NfsArgop4_OP_PUTROOTFH{}, getattr4(leaseBits4)})
 	if err != nil {
 		return defaultLease
 	}
@@ -132,16 +119,16 @@ func (p *protocol4) renew(s *state4) {
 	defer ticker.Stop()
 	for {
 		select {
-		case <-s.gone:
+		case <-s.life.Done():
 			return
 		case <-ticker.C:
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), s.lease)
 		if time.Since(time.Unix(0, s.used.Load())) > max(p.nfs.options.IdleTimeout, s.lease) {
-			p.drop(s)
+			s.drop()
 			p.destroy(ctx, s)
 		} else if err := p.renewOnce(ctx, s); hasStatus(err, statusesLost4...) {
-			p.drop(s)
+			s.drop()
 		}
 		cancel()
 	}
@@ -152,7 +139,7 @@ func (p *protocol4) renewOnce(ctx context.Context, s *state4) error {
 	if p.minor == 0 {
 		operations = append(operations, &nfsv4.NfsArgop4_OP_RENEW{Oprenew: nfsv4.Renew4args{Clientid: s.clientID}})
 	}
-	reply, err := p.within(ctx, s, true, operations)
+	reply, err := p.within(ctx, s, nil, operations)
 	if err != nil {
 		return err
 	}
@@ -167,7 +154,7 @@ var statusesLost4 = []uint32{
 
 // setClientID introduces a client of version 4.0.
 func (p *protocol4) setClientID(ctx context.Context, s *state4, verifier [8]byte) error {
-	reply, err := p.plain(ctx, true, &nfsv4.NfsArgop4_OP_SETCLIENTID{Opsetclientid: nfsv4.Setclientid4args{
+	reply, err := p.plain(ctx, nil, &nfsv4.NfsArgop4_OP_SETCLIENTID{Opsetclientid: nfsv4.Setclientid4args{
 		Client:   nfsv4.NfsClientId4{Verifier: verifier, Id: p.owner},
 		Callback: nfsv4.CbClient4{CbProgram: callbackProgram, CbLocation: nfsv4.Netaddr4{NaRNetid: "tcp", NaRAddr: "0.0.0.0.0.0"}},
 	}})
@@ -186,7 +173,7 @@ func (p *protocol4) setClientID(ctx context.Context, s *state4, verifier [8]byte
 		return errGarbled
 	}
 	s.clientID = ok.Resok4.Clientid
-	reply, err = p.plain(ctx, true, &nfsv4.NfsArgop4_OP_SETCLIENTID_CONFIRM{OpsetclientidConfirm: nfsv4.SetclientidConfirm4args{
+	reply, err = p.plain(ctx, nil, &nfsv4.NfsArgop4_OP_SETCLIENTID_CONFIRM{OpsetclientidConfirm: nfsv4.SetclientidConfirm4args{
 		Clientid: ok.Resok4.Clientid, SetclientidConfirm: ok.Resok4.SetclientidConfirm,
 	}})
 	if err != nil {
@@ -202,7 +189,7 @@ func (p *protocol4) createSession(ctx context.Context, s *state4, verifier [8]by
 		return err
 	}
 	channel := nfsv4.ChannelAttrs4{CaMaxrequestsize: maxReply, CaMaxresponsesize: maxReply, CaMaxresponsesizeCached: 4096, CaMaxoperations: 32, CaMaxrequests: maxSlots}
-	reply, err := p.plain(ctx, true, &nfsv4.NfsArgop4_OP_CREATE_SESSION{OpcreateSession: nfsv4.CreateSession4args{
+	reply, err := p.plain(ctx, nil, &nfsv4.NfsArgop4_OP_CREATE_SESSION{OpcreateSession: nfsv4.CreateSession4args{
 		CsaClientid: s.clientID, CsaSequence: sequenceID, CsaForeChanAttrs: channel, CsaBackChanAttrs: channel, CsaCbProgram: callbackProgram,
 		CsaSecParms: []nfsv4.CallbackSecParms4{&nfsv4.CallbackSecParms4_AUTH_NONE{}},
 	}})
@@ -226,13 +213,30 @@ func (p *protocol4) createSession(ctx context.Context, s *state4, verifier [8]by
 	for i := range slots {
 		s.slots <- &slot4{number: i}
 	}
-	// Nothing was held before, so there is nothing to reclaim.
-	_, err = p.within(ctx, s, true, []io.WriterTo{&nfsv4.NfsArgop4_OP_RECLAIM_COMPLETE{}})
-	return err
+	return p.reclaimComplete(ctx, s)
+}
+
+// reclaimComplete says that nothing was held before, so that there is nothing to
+// reclaim. Until it has heard that, a server lets nobody open a file.
+func (p *protocol4) reclaimComplete(ctx context.Context, s *state4) error {
+	var wait backoff
+	for {
+		reply, err := p.within(ctx, s, nil, []io.WriterTo{&nfsv4.NfsArgop4_OP_RECLAIM_COMPLETE{}})
+		switch {
+		case err != nil:
+			return err
+		case reply.status == nfsv4.NFS4ERR_COMPLETE_ALREADY: // its answer was lost
+			return nil
+		case !later4(reply.status):
+			return error4("reclaim_complete", "", reply.status)
+		case !wait.sleep(ctx):
+			return busy(ctx, error4("reclaim_complete", "", reply.status))
+		}
+	}
 }
 
 func (p *protocol4) exchangeID(ctx context.Context, s *state4, verifier [8]byte) (uint32, error) {
-	reply, err := p.plain(ctx, true, &nfsv4.NfsArgop4_OP_EXCHANGE_ID{OpexchangeId: nfsv4.ExchangeId4args{
+	reply, err := p.plain(ctx, nil, &nfsv4.NfsArgop4_OP_EXCHANGE_ID{OpexchangeId: nfsv4.ExchangeId4args{
 		EiaClientowner:  nfsv4.ClientOwner4{CoVerifier: verifier, CoOwnerid: p.owner},
 		EiaFlags:        nfsv4.EXCHGID4_FLAG_USE_NON_PNFS,
 		EiaStateProtect: &nfsv4.StateProtect4A_SP4_NONE{},
@@ -264,112 +268,40 @@ func (p *protocol4) destroy(ctx context.Context, s *state4) {
 		&nfsv4.NfsArgop4_OP_DESTROY_SESSION{OpdestroySession: nfsv4.DestroySession4args{DsaSessionid: s.session}},
 		&nfsv4.NfsArgop4_OP_DESTROY_CLIENTID{OpdestroyClientid: nfsv4.DestroyClientid4args{DcaClientid: s.clientID}},
 	} {
-		if _, err := p.plain(ctx, true, operation); err != nil {
+		if _, err := p.plain(ctx, nil, operation); err != nil {
 			return
 		}
 	}
 }
 
 // plain makes a call without a session.
-func (p *protocol4) plain(ctx context.Context, again bool, operations ...io.WriterTo) (*reply4, error) {
-	reply, _, err := p.send(ctx, again, operations)
-	return reply, err
-}
-
-func (p *protocol4) send(ctx context.Context, again bool, operations []io.WriterTo) (*reply4, int, error) {
-	r := request{program: programNFS, version: 4, procedure: 1, credential: p.credential, again: again,
-		args: compound4{minor: p.minor, operations: operations}}
-	record, sent, err := p.nfs.call(ctx, r)
+func (p *protocol4) plain(ctx context.Context, c change, operations ...io.WriterTo) (*reply4, error) {
+	r := p.request(c, operations)
+	record, late, err := p.nfs.call(ctx, r)
+	if late != nil {
+		p.fence.awaitLate(c, late)
+	}
 	if err != nil {
-		return nil, sent, err
-	}
-	var results *bytes.Reader
-	if results, err = decodeReply(record, r); err != nil {
-		return nil, sent, err
-	}
-	reply, err := readReply4(results, len(operations))
-	if err != nil {
-		err = fmt.Errorf("%w: %w", errGarbled, err)
-		if !again {
-			err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
-		}
-	}
-	return reply, sent, err
-}
-
-// errStateLost asks for a new state: the server did nothing of the call.
-var errStateLost = errors.New("the server forgot the session")
-
-// within makes a call that belongs to a state. In version 4.1 the session lets
-// the server recognise a call that it gets twice.
-func (p *protocol4) within(ctx context.Context, s *state4, again bool, operations []io.WriterTo) (*reply4, error) {
-	if p.minor == 0 {
-		return p.plain(ctx, again, operations...)
-	}
-	var slot *slot4
-	select {
-	case slot = <-s.slots:
-	case <-s.gone:
-		return nil, errStateLost
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	first := &nfsv4.NfsArgop4_OP_SEQUENCE{Opsequence: nfsv4.Sequence4args{
-		SaSessionid: s.session, SaSequenceid: slot.sequence + 1, SaSlotid: slot.number, SaHighestSlotid: s.highest, SaCachethis: !again,
-	}}
-	reply, sent, err := p.send(ctx, true, append([]io.WriterTo{first}, operations...))
-	if err != nil {
-		p.retire(s, slot, sent)
-		if sent > 0 && !again {
-			err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
-		}
 		return nil, err
 	}
-	if taken4(reply) {
-		slot.sequence++
-		s.slots <- slot
-		if reply.status == nfsv4.NFS4ERR_RETRY_UNCACHED_REP && !again {
-			return nil, fmt.Errorf("%w: %w", ErrOutcomeUnknown, error4("sequence", "", reply.status))
-		}
-		return reply, nil
-	}
-	switch reply.status {
-	case nfsv4.NFS4ERR_DELAY:
-		s.slots <- slot
-		return reply, nil
-	case nfsv4.NFS4ERR_BADSESSION, nfsv4.NFS4ERR_DEADSESSION, nfsv4.NFS4ERR_BADSLOT, nfsv4.NFS4ERR_SEQ_MISORDERED,
-		nfsv4.NFS4ERR_CONN_NOT_BOUND_TO_SESSION, nfsv4.NFS4ERR_STALE_CLIENTID, nfsv4.NFS4ERR_BAD_HIGH_SLOT, nfsv4.NFS4ERR_SEQ_FALSE_RETRY:
-		p.drop(s)
-		if sent > 1 && !again {
-			return nil, fmt.Errorf("%w: %w", ErrOutcomeUnknown, error4("sequence", "", reply.status))
-		}
-		return nil, errStateLost
-	default:
-		s.slots <- slot
-		return nil, error4("sequence", "", reply.status)
-	}
+	return decodeReply4(record, r, len(operations))
 }
 
-// taken4 reports whether the server did more than look at SEQUENCE.
-func taken4(reply *reply4) bool {
-	result, err := result4[*nfsv4.NfsResop4_OP_SEQUENCE](reply)
+func (p *protocol4) request(c change, operations []io.WriterTo) request {
+	return request{program: programNFS, version: 4, procedure: 1, credential: p.credential, again: c == nil,
+		args: compound4{minor: p.minor, operations: operations}}
+}
+
+func decodeReply4(record []byte, r request, operations int) (*reply4, error) {
+	results, err := decodeReply(record, r)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	_, ok := result.Opsequence.(*nfsv4.Sequence4res_NFS4_OK)
-	return ok
-}
-
-// retire puts a slot back if the server saw nothing. Otherwise nobody knows its
-// sequence; a session with few slots left is replaced.
-func (p *protocol4) retire(s *state4, slot *slot4, sent int) {
-	if sent == 0 {
-		s.slots <- slot
-		return
+	reply, err := readReply4(results, operations)
+	if err != nil {
+		return nil, garbled(r, err)
 	}
-	if 2*s.retired.Add(1) > int32(cap(s.slots)) { //nolint:gosec // at most maxSlots
-		p.drop(s)
-	}
+	return reply, nil
 }
 
 // unsupported4 translates the ways to say that there is no such version.

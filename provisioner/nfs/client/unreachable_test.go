@@ -134,7 +134,7 @@ func TestServerThatAsksForTimeTooLongIsBusy(t *testing.T) {
 func TestServerThatIsSlowWithOneCallIsNotSilent(t *testing.T) {
 	t.Parallel()
 	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
-		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{Connections: 1, AnswerTimeout: answer}))
+		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{AnswerTimeout: answer}))
 		release := s.hold("mkdir")
 		done := make(chan error, 1)
 		go func() { done <- root.Mkdir(t.Context(), "d", 0o755) }()

@@ -18,6 +18,7 @@ type protocol3 struct {
 	nfs, mount *transport
 	credential rpcv2.OpaqueAuth
 	share      string
+	fence      fence
 }
 
 // newProtocol3 finds the server's ports and mounts the share.
@@ -45,37 +46,35 @@ func newProtocol3(ctx context.Context, pool *Pool, o Options, credential rpcv2.O
 	return p, root, err
 }
 
-// procedure3 describes a procedure. A procedure that may be done twice is one
-// whose second time changes, and answers, the same as the first.
+// procedure3 describes a procedure.
 type procedure3 struct {
 	number uint32
 	name   string
-	again  bool
 }
 
 var (
-	getattr3 = procedure3{1, "getattr", true}
-	setattr3 = procedure3{2, "setattr", true}
-	lookup3  = procedure3{3, "lookup", true}
-	read3    = procedure3{6, "read", true}
-	write3   = procedure3{7, "write", true}
-	create3  = procedure3{8, "create", true} // with the same verifier
-	mkdir3   = procedure3{9, "mkdir", false}
-	remove3  = procedure3{12, "remove", false}
-	rmdir3   = procedure3{13, "rmdir", false}
-	rename3  = procedure3{14, "rename", false}
-	readdir3 = procedure3{17, "readdir", true}
-	fsstat3  = procedure3{18, "fsstat", true}
+	getattr3 = procedure3{1, "getattr"}
+	setattr3 = procedure3{2, "setattr"}
+	lookup3  = procedure3{3, "lookup"}
+	read3    = procedure3{6, "read"}
+	write3   = procedure3{7, "write"}
+	create3  = procedure3{8, "create"}
+	mkdir3   = procedure3{9, "mkdir"}
+	remove3  = procedure3{12, "remove"}
+	rmdir3   = procedure3{13, "rmdir"}
+	rename3  = procedure3{14, "rename"}
+	readdir3 = procedure3{17, "readdir"}
+	fsstat3  = procedure3{18, "fsstat"}
 )
 
 // reply3 is what every reply of version 3 has.
 type reply3 interface{ GetStatus() nfsv3.Nfsstat3 }
 
 // call3 makes a call, and again for as long as the server asks for time.
-func call3[R reply3](ctx context.Context, p *protocol3, procedure procedure3, name string, args io.WriterTo, read func(io.Reader) (R, int64, error)) (R, error) {
+func call3[R reply3](ctx context.Context, p *protocol3, procedure procedure3, name string, c change, args io.WriterTo, read func(io.Reader) (R, int64, error)) (R, error) {
 	var wait backoff
 	for {
-		reply, err := once3(ctx, p, procedure, args, read)
+		reply, err := once3(ctx, p, procedure, c, args, read)
 		if err != nil {
 			return reply, failed(procedure.name, name, err)
 		}
@@ -89,9 +88,15 @@ func call3[R reply3](ctx context.Context, p *protocol3, procedure procedure3, na
 	}
 }
 
-func once3[R reply3](ctx context.Context, p *protocol3, procedure procedure3, args io.WriterTo, read func(io.Reader) (R, int64, error)) (reply R, err error) {
-	r := request{program: programNFS, version: 3, procedure: procedure.number, credential: p.credential, args: args, again: procedure.again}
-	record, _, err := p.nfs.call(ctx, r)
+func once3[R reply3](ctx context.Context, p *protocol3, procedure procedure3, c change, args io.WriterTo, read func(io.Reader) (R, int64, error)) (reply R, err error) {
+	r := request{program: programNFS, version: 3, procedure: procedure.number, credential: p.credential, args: args, again: c == nil}
+	if err := p.fence.pass(ctx, c, p.nfs.options.AnswerTimeout); err != nil {
+		return reply, err
+	}
+	record, late, err := p.nfs.call(ctx, r)
+	if late != nil {
+		p.fence.awaitLate(c, late)
+	}
 	if err != nil {
 		return reply, err
 	}
@@ -99,13 +104,8 @@ func once3[R reply3](ctx context.Context, p *protocol3, procedure procedure3, ar
 	if err != nil {
 		return reply, err
 	}
-	reply, _, err = read(results)
-	if err != nil {
-		// The server did something, and nobody knows what.
-		err = fmt.Errorf("%w: %w", errGarbled, err)
-		if !procedure.again {
-			err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
-		}
+	if reply, _, err = read(results); err != nil {
+		err = garbled(r, err)
 	}
 	return reply, err
 }
@@ -172,7 +172,7 @@ func type3(t nfsv3.Ftype3) fs.FileMode {
 func (p *protocol3) root(ctx context.Context) ([]byte, error) { return p.mountShare(ctx) }
 
 func (p *protocol3) getattr(ctx context.Context, handle []byte) (Info, error) {
-	reply, err := call3(ctx, p, getattr3, "", &nfsv3.Getattr3args{Object: handle3(handle)}, nfsv3.ReadGetattr3res)
+	reply, err := call3(ctx, p, getattr3, "", nil, &nfsv3.Getattr3args{Object: handle3(handle)}, nfsv3.ReadGetattr3res)
 	if err != nil {
 		return Info{}, err
 	}
@@ -184,7 +184,7 @@ func (p *protocol3) getattr(ctx context.Context, handle []byte) (Info, error) {
 }
 
 func (p *protocol3) lookup(ctx context.Context, dir []byte, name string) ([]byte, Info, error) {
-	reply, err := call3(ctx, p, lookup3, name, where3{dir, name}, nfsv3.ReadLookup3res)
+	reply, err := call3(ctx, p, lookup3, name, nil, where3{dir, name}, nfsv3.ReadLookup3res)
 	if err != nil {
 		return nil, Info{}, err
 	}
@@ -201,14 +201,14 @@ func (p *protocol3) lookup(ctx context.Context, dir []byte, name string) ([]byte
 }
 
 func (p *protocol3) mkdir(ctx context.Context, dir []byte, name string, mode uint32) error {
-	_, err := call3(ctx, p, mkdir3, name, sequence{where3{dir, name}, attributes3(&mode, nil, nil)}, nfsv3.ReadMkdir3res)
+	_, err := call3(ctx, p, mkdir3, name, changes(dir, name), sequence{where3{dir, name}, attributes3(&mode, nil, nil)}, nfsv3.ReadMkdir3res)
 	return err
 }
 
 // remove leaves it to the server to refuse a directory, which not all do with
 // the same status.
 func (p *protocol3) remove(ctx context.Context, dir []byte, name string) error {
-	_, err := call3(ctx, p, remove3, name, where3{dir, name}, nfsv3.ReadRemove3res)
+	_, err := call3(ctx, p, remove3, name, changes(dir, name), where3{dir, name}, nfsv3.ReadRemove3res)
 	if hasStatus(err, uint32(nfsv3.NFS3ERR_PERM), uint32(nfsv3.NFS3ERR_ACCES), uint32(nfsv3.NFS3ERR_INVAL), uint32(nfsv3.NFS3ERR_EXIST), uint32(nfsv3.NFS3ERR_NOTEMPTY)) {
 		if _, info, lookup := p.lookup(ctx, dir, name); lookup == nil && info.Type == fs.ModeDir {
 			return refused("remove", name, syscall.EISDIR)
@@ -218,7 +218,7 @@ func (p *protocol3) remove(ctx context.Context, dir []byte, name string) error {
 }
 
 func (p *protocol3) rmdir(ctx context.Context, dir []byte, name string) error {
-	_, err := call3(ctx, p, rmdir3, name, where3{dir, name}, nfsv3.ReadRmdir3res)
+	_, err := call3(ctx, p, rmdir3, name, changes(dir, name), where3{dir, name}, nfsv3.ReadRmdir3res)
 	if hasStatus(err, uint32(nfsv3.NFS3ERR_EXIST)) { // what POSIX allows instead
 		return refused("rmdir", name, syscall.ENOTEMPTY)
 	}
@@ -226,18 +226,18 @@ func (p *protocol3) rmdir(ctx context.Context, dir []byte, name string) error {
 }
 
 func (p *protocol3) rename(ctx context.Context, from []byte, name string, to []byte, newName string) error {
-	_, err := call3(ctx, p, rename3, name, sequence{where3{from, name}, where3{to, newName}}, nfsv3.ReadRename3res)
+	_, err := call3(ctx, p, rename3, name, append(changes(from, name), changes(to, newName)...), sequence{where3{from, name}, where3{to, newName}}, nfsv3.ReadRename3res)
 	return err
 }
 
 func (p *protocol3) setattr(ctx context.Context, handle []byte, mode, uid, gid *uint32) error {
 	args := &nfsv3.Setattr3args{Object: handle3(handle), NewAttributes: *attributes3(mode, uid, gid), Guard: &nfsv3.Sattrguard3_FALSE{}}
-	_, err := call3(ctx, p, setattr3, "", args, nfsv3.ReadSetattr3res)
+	_, err := call3(ctx, p, setattr3, "", changes(handle, ""), args, nfsv3.ReadSetattr3res)
 	return err
 }
 
 func (p *protocol3) space(ctx context.Context, handle []byte) (Space, error) {
-	reply, err := call3(ctx, p, fsstat3, "", &nfsv3.Fsstat3args{Fsroot: handle3(handle)}, nfsv3.ReadFsstat3res)
+	reply, err := call3(ctx, p, fsstat3, "", nil, &nfsv3.Fsstat3args{Fsroot: handle3(handle)}, nfsv3.ReadFsstat3res)
 	if err != nil {
 		return Space{}, err
 	}
@@ -249,7 +249,7 @@ func (p *protocol3) space(ctx context.Context, handle []byte) (Space, error) {
 }
 
 func (p *protocol3) read(ctx context.Context, handle []byte, offset uint64, count uint32) ([]byte, bool, error) {
-	reply, err := call3(ctx, p, read3, "", &nfsv3.Read3args{File: handle3(handle), Offset: offset, Count: count}, nfsv3.ReadRead3res)
+	reply, err := call3(ctx, p, read3, "", nil, &nfsv3.Read3args{File: handle3(handle), Offset: offset, Count: count}, nfsv3.ReadRead3res)
 	if err != nil {
 		return nil, false, err
 	}
@@ -270,12 +270,11 @@ func (p *protocol3) readNamed(ctx context.Context, dir []byte, name string, coun
 }
 
 func (p *protocol3) createFile(ctx context.Context, dir []byte, name string, mode uint32, data []byte) error {
-	// The verifier makes the server recognise a call that it gets twice.
 	var verifier [nfsv3.NFS3_CREATEVERFSIZE]byte
 	if _, err := rand.Read(verifier[:]); err != nil {
 		return err
 	}
-	reply, err := call3(ctx, p, create3, name, sequence{where3{dir, name}, &nfsv3.Createhow3_EXCLUSIVE{Verf: verifier}}, nfsv3.ReadCreate3res)
+	reply, err := call3(ctx, p, create3, name, changes(dir, name), sequence{where3{dir, name}, &nfsv3.Createhow3_EXCLUSIVE{Verf: verifier}}, nfsv3.ReadCreate3res)
 	if err != nil {
 		return err
 	}
@@ -299,7 +298,7 @@ func (p *protocol3) createFile(ctx context.Context, dir []byte, name string, mod
 // write returns how much is on stable storage.
 func (p *protocol3) write(ctx context.Context, handle []byte, offset uint64, chunk []byte) (int, error) {
 	args := &nfsv3.Write3args{File: handle3(handle), Offset: offset, Count: uint32(len(chunk)), Stable: nfsv3.FILE_SYNC, Data: chunk} //nolint:gosec // a chunk is small
-	reply, err := call3(ctx, p, write3, "", args, nfsv3.ReadWrite3res)
+	reply, err := call3(ctx, p, write3, "", changes(handle, ""), args, nfsv3.ReadWrite3res)
 	if err != nil {
 		return 0, err
 	}

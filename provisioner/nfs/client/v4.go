@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -25,9 +24,9 @@ type protocol4 struct {
 	share      string
 	owner      []byte
 
-	making   chan struct{} // held, by what it holds, by who makes a state
-	state    atomic.Pointer[state4]
-	dropping sync.Mutex
+	making chan struct{} // held, by what it holds, by who makes a state
+	state  atomic.Pointer[state4]
+	fence  fence
 }
 
 func newProtocol4(ctx context.Context, pool *Pool, o Options, credential rpcv2.OpaqueAuth, version Version) (*protocol4, []byte, error) {
@@ -50,11 +49,11 @@ func newProtocol4(ctx context.Context, pool *Pool, o Options, credential rpcv2.O
 }
 
 // do makes a call, and again for as long as the server asks for time.
-func (p *protocol4) do(ctx context.Context, op, name string, again bool, operations ...io.WriterTo) (*reply4, error) {
+func (p *protocol4) do(ctx context.Context, op, name string, c change, operations ...io.WriterTo) (*reply4, error) {
 	var wait backoff
 	for {
-		reply, err := p.once(ctx, again, operations)
-		if err != nil && !errors.Is(err, errStateLost) {
+		reply, err := p.once(ctx, c, operations)
+		if err != nil && !errors.Is(err, errStateLost) && !errors.Is(err, errMistaken) {
 			return nil, failed(op, name, err)
 		}
 		if err == nil {
@@ -74,15 +73,18 @@ func later4(status nfsv4.Nfsstat4) bool {
 }
 
 // once makes a call. Version 4.0 needs a state only to open files.
-func (p *protocol4) once(ctx context.Context, again bool, operations []io.WriterTo) (*reply4, error) {
+func (p *protocol4) once(ctx context.Context, c change, operations []io.WriterTo) (*reply4, error) {
+	if err := p.fence.pass(ctx, c, p.nfs.options.AnswerTimeout); err != nil {
+		return nil, err
+	}
 	if p.minor == 0 {
-		return p.plain(ctx, again, operations...)
+		return p.plain(ctx, c, operations...)
 	}
 	s, err := p.current(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return p.within(ctx, s, again, operations)
+	return p.within(ctx, s, c, operations)
 }
 
 func attributesFrom4(reply *reply4) (*attributes4, error) {
@@ -127,7 +129,7 @@ func (p *protocol4) root(ctx context.Context) ([]byte, error) {
 			operations = append(operations, lookup4(component))
 		}
 	}
-	reply, err := p.do(ctx, "mount", p.share, true, append(operations, &nfsv4.NfsArgop4_OP_GETFH{})...)
+	reply, err := p.do(ctx, "mount", p.share, nil, append(operations, &nfsv4.NfsArgop4_OP_GETFH{})...)
 	if err != nil {
 		var refusal *Error
 		if errors.As(err, &refusal) && (refusal.Errno == syscall.ENOENT || refusal.Errno == syscall.EACCES || refusal.Errno == syscall.EPERM) {
@@ -139,7 +141,7 @@ func (p *protocol4) root(ctx context.Context) ([]byte, error) {
 }
 
 func (p *protocol4) getattr(ctx context.Context, handle []byte) (Info, error) {
-	reply, err := p.do(ctx, "getattr", "", true, putfh4(handle), getattr4(infoBits4))
+	reply, err := p.do(ctx, "getattr", "", nil, putfh4(handle), getattr4(infoBits4))
 	if err != nil {
 		return Info{}, err
 	}
@@ -147,7 +149,7 @@ func (p *protocol4) getattr(ctx context.Context, handle []byte) (Info, error) {
 }
 
 func (p *protocol4) lookup(ctx context.Context, dir []byte, name string) ([]byte, Info, error) {
-	reply, err := p.do(ctx, "lookup", name, true, putfh4(dir), lookup4(name), &nfsv4.NfsArgop4_OP_GETFH{}, getattr4(infoBits4))
+	reply, err := p.do(ctx, "lookup", name, nil, putfh4(dir), lookup4(name), &nfsv4.NfsArgop4_OP_GETFH{}, getattr4(infoBits4))
 	if err != nil {
 		return nil, Info{}, err
 	}
@@ -164,7 +166,7 @@ func (p *protocol4) mkdir(ctx context.Context, dir []byte, name string, mode uin
 	if err != nil {
 		return err
 	}
-	_, err = p.do(ctx, "mkdir", name, false, putfh4(dir), &nfsv4.NfsArgop4_OP_CREATE{Opcreate: nfsv4.Create4args{
+	_, err = p.do(ctx, "mkdir", name, changes(dir, name), putfh4(dir), &nfsv4.NfsArgop4_OP_CREATE{Opcreate: nfsv4.Create4args{
 		Objtype: &nfsv4.Createtype4_NF4DIR{}, Objname: name, Createattrs: attributes,
 	}})
 	return err
@@ -173,7 +175,7 @@ func (p *protocol4) mkdir(ctx context.Context, dir []byte, name string, mode uin
 // remove asks the server to look, in the same call, whether name is a
 // directory: REMOVE takes those too.
 func (p *protocol4) remove(ctx context.Context, dir []byte, name string) error {
-	_, err := p.do(ctx, "remove", name, false, putfh4(dir), lookup4(name),
+	_, err := p.do(ctx, "remove", name, changes(dir, name), putfh4(dir), lookup4(name),
 		&nfsv4.NfsArgop4_OP_NVERIFY{Opnverify: nfsv4.Nverify4args{ObjAttributes: directory4()}},
 		putfh4(dir), named4{nfsv4.OP_REMOVE, []string{name}})
 	if hasStatus(err, uint32(nfsv4.NFS4ERR_SAME)) {
@@ -183,7 +185,7 @@ func (p *protocol4) remove(ctx context.Context, dir []byte, name string) error {
 }
 
 func (p *protocol4) rmdir(ctx context.Context, dir []byte, name string) error {
-	_, err := p.do(ctx, "rmdir", name, false, putfh4(dir), lookup4(name),
+	_, err := p.do(ctx, "rmdir", name, changes(dir, name), putfh4(dir), lookup4(name),
 		&nfsv4.NfsArgop4_OP_VERIFY{Opverify: nfsv4.Verify4args{ObjAttributes: directory4()}},
 		putfh4(dir), named4{nfsv4.OP_REMOVE, []string{name}})
 	switch {
@@ -196,12 +198,13 @@ func (p *protocol4) rmdir(ctx context.Context, dir []byte, name string) error {
 }
 
 func (p *protocol4) rename(ctx context.Context, from []byte, name string, to []byte, newName string) error {
-	_, err := p.do(ctx, "rename", name, false, putfh4(from), &nfsv4.NfsArgop4_OP_SAVEFH{}, putfh4(to), named4{nfsv4.OP_RENAME, []string{name, newName}})
+	_, err := p.do(ctx, "rename", name, append(changes(from, name), changes(to, newName)...),
+		putfh4(from), &nfsv4.NfsArgop4_OP_SAVEFH{}, putfh4(to), named4{nfsv4.OP_RENAME, []string{name, newName}})
 	return err
 }
 
 func (p *protocol4) readdir(ctx context.Context, dir []byte, from position) (*page, error) {
-	reply, err := p.do(ctx, "readdir", "", true, putfh4(dir), &nfsv4.NfsArgop4_OP_READDIR{Opreaddir: nfsv4.Readdir4args{
+	reply, err := p.do(ctx, "readdir", "", nil, putfh4(dir), &nfsv4.NfsArgop4_OP_READDIR{Opreaddir: nfsv4.Readdir4args{
 		Cookie: from.cookie, Cookieverf: from.verifier, Dircount: pageSize / 4, Maxcount: pageSize, AttrRequest: entryBits4,
 	}})
 	if err != nil {
@@ -218,12 +221,12 @@ func (p *protocol4) setattr(ctx context.Context, handle []byte, mode, uid, gid *
 	if err != nil {
 		return err
 	}
-	_, err = p.do(ctx, "setattr", "", true, putfh4(handle), &nfsv4.NfsArgop4_OP_SETATTR{Opsetattr: nfsv4.Setattr4args{ObjAttributes: attributes}})
+	_, err = p.do(ctx, "setattr", "", changes(handle, ""), putfh4(handle), &nfsv4.NfsArgop4_OP_SETATTR{Opsetattr: nfsv4.Setattr4args{ObjAttributes: attributes}})
 	return err
 }
 
 func (p *protocol4) space(ctx context.Context, handle []byte) (Space, error) {
-	reply, err := p.do(ctx, "fsstat", "", true, putfh4(handle), getattr4(spaceBits4))
+	reply, err := p.do(ctx, "fsstat", "", nil, putfh4(handle), getattr4(spaceBits4))
 	if err != nil {
 		return Space{}, err
 	}
@@ -239,7 +242,7 @@ func (p *protocol4) space(ctx context.Context, handle []byte) (Space, error) {
 
 // read needs no open file: it carries the anonymous state id.
 func (p *protocol4) read(ctx context.Context, handle []byte, offset uint64, count uint32) ([]byte, bool, error) {
-	reply, err := p.do(ctx, "read", "", true, putfh4(handle), read4(offset, count))
+	reply, err := p.do(ctx, "read", "", nil, putfh4(handle), read4(offset, count))
 	if err != nil {
 		return nil, false, err
 	}
@@ -249,7 +252,7 @@ func (p *protocol4) read(ctx context.Context, handle []byte, offset uint64, coun
 // readNamed takes one call. What is no regular file can't be read, but is
 // described before the server says so.
 func (p *protocol4) readNamed(ctx context.Context, dir []byte, name string, count uint32) ([]byte, Info, []byte, bool, error) {
-	reply, err := p.do(ctx, "read", name, true, putfh4(dir), lookup4(name), &nfsv4.NfsArgop4_OP_GETFH{}, getattr4(infoBits4), read4(0, count))
+	reply, err := p.do(ctx, "read", name, nil, putfh4(dir), lookup4(name), &nfsv4.NfsArgop4_OP_GETFH{}, getattr4(infoBits4), read4(0, count))
 	if reply == nil {
 		return nil, Info{}, nil, false, err
 	}
@@ -289,8 +292,8 @@ func dataFrom4(reply *reply4, count uint32) ([]byte, bool, error) {
 
 // close ends the session.
 func (p *protocol4) close(ctx context.Context) error {
-	if s := p.state.Load(); s != nil && !s.isGone() {
-		p.drop(s)
+	if s := p.state.Load(); s != nil && s.life.Err() == nil {
+		s.drop()
 		p.destroy(ctx, s)
 	}
 	return nil
