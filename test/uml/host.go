@@ -110,7 +110,7 @@ func (m *Machine) boot(t *testing.T, j job) {
 // runKernel returns what the kernel has written to its console.
 func (m *Machine) runKernel(t *testing.T) (console string, _ error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), m.timeout())
 	defer cancel()
 	args := []string{
 		"mem=512M", "root=/dev/root", "rootfstype=hostfs", "rootflags=" + m.root(), "rw", "init=/" + binaryFile,
@@ -131,7 +131,7 @@ func (m *Machine) runKernel(t *testing.T) (console string, _ error) {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		err = fmt.Errorf("it took longer than %s: %w", bootTimeout, ctx.Err())
+		err = fmt.Errorf("it took longer than %s: %w", m.timeout(), ctx.Err())
 	}
 	return out.String(), err
 }

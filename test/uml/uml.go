@@ -21,6 +21,7 @@
 package uml
 
 import (
+	"cmp"
 	"flag"
 	"os"
 	"path/filepath"
@@ -38,8 +39,8 @@ const RequireEnv = "BERTH_REQUIRE_UML"
 // it is there for.
 const phaseEnv = "BERTH_UML_PHASE"
 
-// bootTimeout bounds how long one call of Run may take.
-const bootTimeout = 5 * time.Minute
+// defaultTimeout bounds how long one call of Run may take.
+const defaultTimeout = 5 * time.Minute
 
 const (
 	kernel      = "/usr/bin/linux.uml"
@@ -62,6 +63,11 @@ const defaultDiskSize = 512 << 20
 
 // Machine is a small machine, which keeps its disks from one Run to the next.
 type Machine struct {
+	// Timeout bounds how long one call of Run may take; 0 means five minutes.
+	Timeout time.Duration
+	// Env names the environment variables that the test sees in the machine too.
+	Env []string
+
 	disks []Disk
 	dir   string // on the host, or "" in the machine
 	// wrapper is a library that the kernel needs here, or "".
@@ -135,10 +141,22 @@ func (m *Machine) run(t *testing.T, phase string, f func(t *testing.T), powerFai
 	t.Run(phase, func(t *testing.T) {
 		m.boot(t, job{
 			Phase:      phase,
-			Args:       []string{"-test.v", "-test.timeout=" + bootTimeout.String(), "-test.run=" + exactly(t.Name())},
+			Args:       []string{"-test.v", "-test.timeout=" + m.timeout().String(), "-test.run=" + exactly(t.Name())},
+			Env:        m.env(),
 			PowerFails: powerFails,
 		})
 	})
+}
+
+func (m *Machine) timeout() time.Duration { return cmp.Or(m.Timeout, defaultTimeout) }
+
+func (m *Machine) env() (env []string) {
+	for _, name := range m.Env {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 // inside reports whether this process runs in a machine.
@@ -170,6 +188,7 @@ const (
 type job struct {
 	Phase      string
 	Args       []string
+	Env        []string
 	PowerFails bool
 }
 

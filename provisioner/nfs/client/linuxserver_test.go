@@ -1,23 +1,14 @@
 package client_test
 
 import (
-	"bytes"
-	"encoding/binary"
-	"encoding/hex"
-	"fmt"
-	"io"
-	"net"
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-storage/berth/provisioner/directory"
 	"github.com/berth-storage/berth/provisioner/directory/fstest"
 	"github.com/berth-storage/berth/provisioner/nfs/client"
 	"github.com/berth-storage/berth/provisioner/nfs/client/nfsfs"
+	"github.com/berth-storage/berth/test/lib/knfsd"
 	"github.com/berth-storage/berth/test/uml"
 )
 
@@ -26,181 +17,29 @@ import (
 func TestConformsOnLinux(t *testing.T) {
 	m := uml.New(t, uml.Disk{Name: "disk", Make: []string{"mkfs.ext4", "-q"}})
 	m.Run(t, "nfsd", func(t *testing.T) {
-		s := startLinuxServer(t, m)
+		s := knfsd.Start(t, m, "disk")
 		for _, version := range versions {
 			t.Run(string(version), func(t *testing.T) {
 				fstest.Run(t, func(t *testing.T) (directory.Filesystem, string) {
-					name := s.export(t)
-					return nfsfs.New(s.dial(t, version, name)), filepath.Join(s.base, name)
+					name := s.Export(t)
+					return nfsfs.New(dialLinux(t, s, version, name)), filepath.Join(s.Base, name)
 				})
 			})
 		}
 	})
 }
 
-// linuxServer is the kernel's NFS server, with this process in the place of the
-// daemons that usually surround it.
-type linuxServer struct {
-	base      string
-	mountPort uint16
-	exports   int
-}
-
-const (
-	linuxPort = 2049
-	procNFSD  = "/proc/fs/nfsd"
-	// domain is what the server calls its only client.
-	domain = "test"
-	// never is when what the server is told ends.
-	never = 1<<31 - 1
-	// exportFlags are NFSEXP_INSECURE_PORT, NFSEXP_NOSUBTREECHECK and
-	// NFSEXP_FSID of linux/nfsd/export.h: for any port, with root's rights.
-	exportFlags = 0x2 | 0x400 | 0x2000
-)
-
-func startLinuxServer(t *testing.T, m *uml.Machine) *linuxServer {
-	t.Helper()
-	s := &linuxServer{base: m.Mount(t, "disk", "ext4", "")}
-	must(t, os.Remove(filepath.Join(s.base, "lost+found")))
-	m.Load(t, "nfsd")
-	must(t, unix.Mount("nfsd", procNFSD, "nfsd", 0, ""))
-	// The shortest times in which clients of a restarted server could reclaim
-	// what they had, and others have to wait.
-	for file, seconds := range map[string]string{
-		"/proc/sys/fs/nfs/nlm_timeout": "3", "/proc/sys/fs/nfs/nlm_grace_period": "3",
-		procNFSD + "/nfsv4leasetime": "10", procNFSD + "/nfsv4gracetime": "10",
-	} {
-		tell(t, file, seconds)
-	}
-	serveRPC(t, "127.0.0.1:111", func(uint32, []byte) []byte { return binary.BigEndian.AppendUint32(nil, 1) }) // an rpcbind that agrees to everything
-	s.mountPort = serveRPC(t, "127.0.0.1:0", s.mount)
-
-	tell(t, "/proc/net/rpc/auth.unix.ip/channel", fmt.Sprintf("nfsd 127.0.0.1 %d %s", never, domain))
-	tell(t, "/proc/net/rpc/nfsd.fh/channel", fmt.Sprintf(`%s 1 \x00000000 %d %s`, domain, never, s.base))
-	tell(t, "/proc/net/rpc/nfsd.export/channel", fmt.Sprintf("%s %s %d %d 65534 65534 0", domain, s.base, never, exportFlags))
-	tell(t, procNFSD+"/portlist", fmt.Sprintf("tcp %d", linuxPort))
-	tell(t, procNFSD+"/threads", "4")
-	t.Cleanup(func() { _ = os.WriteFile(procNFSD+"/threads", []byte("0"), 0) })
-	return s
-}
-
-// tell writes a line to a file of the server.
-func tell(t *testing.T, file, line string) {
-	t.Helper()
-	f, err := os.OpenFile(file, os.O_RDWR, 0)
-	must(t, err)
-	_, err = f.WriteString(line + "\n")
-	if err != nil {
-		t.Fatalf("tell %s %q: %v", file, line, err)
-	}
-	// A cache whose file nobody has open is taken to have lost its daemon.
-	t.Cleanup(func() { _ = f.Close() })
-}
-
-// export makes a directory that a client can mount, and returns its name.
-func (s *linuxServer) export(t *testing.T) string {
-	t.Helper()
-	s.exports++
-	name := fmt.Sprintf("export-%d", s.exports)
-	must(t, os.Mkdir(filepath.Join(s.base, name), 0o755))
-	// That the directory is no export of its own is worth saying: the server
-	// would ask.
-	tell(t, "/proc/net/rpc/nfsd.export/channel", fmt.Sprintf("%s %s %d", domain, filepath.Join(s.base, name), never))
-	return name
-}
-
-func (s *linuxServer) dial(t *testing.T, version client.Version, name string) *client.Client {
+func dialLinux(t *testing.T, s *knfsd.Server, version client.Version, name string) *client.Client {
 	t.Helper()
 	pool := client.NewPool(client.PoolOptions{})
 	share := "/" + name // below the root of version 4, which is the base
 	if version == client.Version3 {
-		share = filepath.Join(s.base, name)
+		share = filepath.Join(s.Base, name)
 	}
 	c, err := client.Dial(t.Context(), client.Options{
-		Server: "127.0.0.1", Port: linuxPort, MountPort: s.mountPort, Share: share, Version: version, Pool: pool,
+		Server: "127.0.0.1", Port: knfsd.Port, MountPort: s.MountPort, Share: share, Version: version, Pool: pool,
 	})
 	must(t, err)
 	t.Cleanup(func() { _ = c.Close(); pool.Close() })
 	return c
-}
-
-// mount answers MNT of the mount protocol, with the kernel's own handle.
-func (s *linuxServer) mount(procedure uint32, args []byte) []byte {
-	if procedure != 1 || len(args) < 4 {
-		return nil
-	}
-	path := string(args[4 : 4+binary.BigEndian.Uint32(args)])
-	handle, err := s.handle(path)
-	if err != nil {
-		return binary.BigEndian.AppendUint32(nil, uint32(unix.EACCES))
-	}
-	reply := binary.BigEndian.AppendUint32(nil, 0)
-	reply = binary.BigEndian.AppendUint32(reply, uint32(len(handle)))
-	reply = append(reply, handle...)
-	reply = append(reply, make([]byte, -len(handle)&3)...)
-	return append(reply, 0, 0, 0, 1, 0, 0, 0, 1) // one way to authenticate: AUTH_SYS
-}
-
-func (s *linuxServer) handle(path string) ([]byte, error) {
-	f, err := os.OpenFile(procNFSD+"/filehandle", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if _, err := fmt.Fprintf(f, "%s %s 64\n", domain, path); err != nil {
-		return nil, err
-	}
-	line, err := io.ReadAll(f)
-	if err != nil {
-		return nil, err
-	}
-	return hex.DecodeString(strings.TrimPrefix(strings.TrimSpace(string(line)), `\x`))
-}
-
-// serveRPC answers every call of ONC RPC that reaches address until t ends, and
-// returns its port.
-func serveRPC(t *testing.T, address string, answer func(procedure uint32, args []byte) []byte) (port uint16) {
-	t.Helper()
-	listener, err := net.Listen("tcp", address)
-	must(t, err)
-	t.Cleanup(func() { _ = listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go answerCalls(conn, answer)
-		}
-	}()
-	return uint16(listener.Addr().(*net.TCPAddr).Port)
-}
-
-func answerCalls(conn net.Conn, answer func(procedure uint32, args []byte) []byte) {
-	defer conn.Close()
-	for {
-		var length uint32
-		if binary.Read(conn, binary.BigEndian, &length) != nil {
-			return
-		}
-		call := make([]byte, length&^(1<<31))
-		if _, err := io.ReadFull(conn, call); err != nil || len(call) < 24 {
-			return
-		}
-		// xid, call, RPC version, program, its version, procedure, two
-		// credentials of a flavour and opaque bytes each, arguments
-		args := call[24:]
-		for range 2 {
-			args = args[8+(binary.BigEndian.Uint32(args[4:])+3)&^3:]
-		}
-		var reply bytes.Buffer
-		reply.Write(call[:4])
-		reply.Write(binary.BigEndian.AppendUint32(nil, 1)) // a reply
-		reply.Write(make([]byte, 16))                      // accepted, no verifier, success
-		reply.Write(answer(binary.BigEndian.Uint32(call[20:]), args))
-		record := binary.BigEndian.AppendUint32(nil, 1<<31|uint32(reply.Len()))
-		if _, err := conn.Write(append(record, reply.Bytes()...)); err != nil {
-			return
-		}
-	}
 }

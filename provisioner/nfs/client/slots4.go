@@ -166,7 +166,7 @@ func taken4(reply *reply4) bool {
 // does not answer; one that is done sends the old reply, or says that it can't.
 func (p *protocol4) recover(s *state4, slot *slot4, settled func()) {
 	defer settled()
-	var wait backoff
+	wait := backoff{most: time.Second}
 	for wait.sleep(s.life) {
 		verdict, err := p.probe(s, slot)
 		switch {

@@ -227,8 +227,8 @@ func outcome(unknown bool, err error) error {
 	return fmt.Errorf("%w: %w", err, ErrOutcomeUnknown)
 }
 
-// backoff waits longer every time.
-type backoff struct{ last time.Duration }
+// backoff waits longer every time, up to most, which is maxBackoff if it is 0.
+type backoff struct{ last, most time.Duration }
 
 const (
 	firstBackoff = 10 * time.Millisecond
@@ -237,7 +237,7 @@ const (
 
 // sleep returns false when ctx ended.
 func (b *backoff) sleep(ctx context.Context) bool {
-	b.last = min(max(2*b.last, firstBackoff), maxBackoff)
+	b.last = min(max(2*b.last, firstBackoff), cmp.Or(b.most, maxBackoff))
 	timer := time.NewTimer(b.last/2 + rand.N(b.last)) //nolint:gosec // spreads retries
 	defer timer.Stop()
 	select {
