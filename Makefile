@@ -74,6 +74,14 @@ test: build cluster-assets ## Run every test, against a real API server and kube
 e2e: cluster-assets ## Test with real nodes: two kubelets with containerd; needs root on Linux (BERTH_REQUIRE_E2E=1 fails instead of skipping).
 	BERTH_E2E=1 go test -count=1 -v -parallel 6 -timeout 15m ./test/cluster ./test/e2e
 
+NFS_FAULTS_N ?= 2000
+NFS_FAULTS_TIMEOUT ?= 120m
+
+.PHONY: test-nfs-faults
+test-nfs-faults: ## Create and delete volumes on NFS servers that stall, and whose network loses calls; needs root on Linux (NFS_FAULTS_N=, NFS_FAULTS_SEED=).
+	BERTH_NFS_FAULTS_N=$(NFS_FAULTS_N) BERTH_NFS_FAULTS_SEED=$(NFS_FAULTS_SEED) BERTH_REQUIRE_NFS=1 BERTH_REQUIRE_UML=1 \
+		go test -count=1 -v -timeout $(NFS_FAULTS_TIMEOUT) $(TESTFLAGS) ./test/nfsfaults
+
 .PHONY: csi-sanity
 csi-sanity: ## Run the CSI conformance suite on an agent, and list the specs that don't apply. Part of make test.
 	go test -count=1 -v -run TestCSISanity ./internal/agent

@@ -15,9 +15,14 @@
 // Every call ends when its context does; a context without a deadline gets
 // Options.Timeout. Until then a call that the server asks to repeat later
 // (NFS3ERR_JUKEBOX, NFS4ERR_DELAY, NFS4ERR_GRACE) is repeated, and so is a call
-// whose connection was lost, with the same transaction id, if that can do no
-// harm: nothing of it was sent, or doing it twice is the same as doing it once.
-// Otherwise the error wraps ErrOutcomeUnknown.
+// without an answer, if it changes nothing or nothing of it was sent. Otherwise
+// the error wraps ErrOutcomeUnknown: a call that changes something is sent once.
+//
+// The server may carry it out later. The next change of the same entry waits for
+// that, and fails with ErrBusy, without having been sent, when that takes long.
+// In version 4.1 the session tells when the server is done with a call. In
+// the others only its late reply does: when the connection ended before, or a
+// minute has gone by, nobody waits any longer.
 //
 // # Durability
 //

@@ -21,6 +21,8 @@ var (
 	// errMistaken says that the server took a call, which changes nothing, for
 	// an earlier one: it is to be made again.
 	errMistaken = errors.New("the server took the call for an earlier one")
+	// errNoSlot says that a call was not sent for want of a slot.
+	errNoSlot = errors.New("it has not finished as many calls as it takes at a time")
 )
 
 // take waits for a slot, for no longer than patience.
@@ -33,7 +35,7 @@ func (s *state4) take(ctx context.Context, patience time.Duration) (*slot4, erro
 	case <-s.life.Done():
 		return nil, errStateLost
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, busy(ctx, errNoSlot)
 	case <-stuck.C:
 		return nil, errSilent
 	}
@@ -57,7 +59,7 @@ func (p *protocol4) within(ctx context.Context, s *state4, c change, operations 
 	var final error
 	err = p.nfs.persist(ctx, c == nil, func(patience time.Duration) (sent bool, err error) {
 		slot, err := s.take(ctx, patience)
-		if errors.Is(err, errStateLost) {
+		if errors.Is(err, errStateLost) || errors.Is(err, errNoSlot) {
 			final = err
 			return false, nil
 		}
