@@ -115,7 +115,7 @@ func (spec Spec) check() error {
 
 // createNew makes a volume that has no marker yet.
 func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, error) {
-	if err := s.index.reserve(spec.Path, spec.Volume); err != nil {
+	if err := p.reserve(ctx, s, spec); err != nil {
 		return Marker{}, err
 	}
 	b := &builder{session: s, fresh: true, marker: Marker{
@@ -156,7 +156,8 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		return b.marker, nil
 	}
 	if outcomeUnknown(err) {
-		return Marker{}, errors.Join(err, p.settle(ctx, b))
+		p.settle(ctx, b)
+		return Marker{}, err
 	}
 	return Marker{}, errors.Join(err, p.takeBack(ctx, b))
 }
@@ -352,13 +353,10 @@ func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
 
 // settle finds out whether a createNew whose outcome is unknown has left a
 // marker. If not, the path is free again.
-func (p *Pool) settle(ctx context.Context, b *builder) error {
+func (p *Pool) settle(ctx context.Context, b *builder) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if _, err := b.volumes.Lstat(ctx, b.marker.Volume+markerSuffix); notExist(err) {
-		return p.forget(ctx, b.session, b.marker)
-	}
-	return nil
+	_ = p.settleMarker(ctx, b.session, b.marker) // if it can't, it is noted
 }
 
 // takeBack undoes a createNew that failed: it removes what this call made, as
@@ -375,7 +373,11 @@ func (p *Pool) takeBack(ctx context.Context, b *builder) error {
 			return fmt.Errorf("take back volume %s: %w", b.marker.Volume, err)
 		}
 	}
-	return p.forget(ctx, b.session, b.marker)
+	err := p.forget(ctx, b.session, b.marker)
+	if err != nil {
+		p.unsettled.add(b.marker)
+	}
+	return err
 }
 
 // removeEmpty removes the directory at path; that there is none is fine.

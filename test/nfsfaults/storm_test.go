@@ -63,11 +63,12 @@ func (s *storm) run(n int) {
 		all.Go(func() {
 			random := rand.New(rand.NewPCG(s.seed, uint64(w)))
 			for i := w; i < n; i += workers {
+				abandoned := ""
 				if random.IntN(8) == 0 {
-					s.abandon(random, s.spec(w, i, "b"))
+					abandoned = s.abandon(random, s.spec(w, i, "b"))
 				}
 				spec := s.spec(w, i, "a")
-				if s.create(random, spec) {
+				if s.create(random, spec, abandoned) {
 					s.delete(random, spec)
 				}
 			}
@@ -115,9 +116,14 @@ func (s *storm) until(random *rand.Rand, what string, attempt func(ctx context.C
 	}
 }
 
-func (s *storm) create(random *rand.Rand, spec directory.Spec) bool {
+// create makes a volume where another one may have been given up. That it has a
+// marker after all the controller finds out in time.
+func (s *storm) create(random *rand.Rand, spec directory.Spec, abandoned string) bool {
 	made := s.until(random, "the creation of "+spec.Volume, func(ctx context.Context) error {
 		_, err := s.pool.Create(ctx, spec)
+		if errors.Is(err, directory.ErrConflict) && abandoned != "" {
+			err = errors.Join(err, s.pool.Discard(ctx, abandoned))
+		}
 		return err
 	})
 	if !made {
@@ -153,14 +159,16 @@ func (s *storm) delete(random *rand.Rand, spec directory.Spec) {
 	}
 }
 
-// abandon is a claim that is deleted before its volume is made.
-func (s *storm) abandon(random *rand.Rand, spec directory.Spec) {
+// abandon is a claim that is deleted before its volume is made. It returns the
+// volume's name.
+func (s *storm) abandon(random *rand.Rand, spec directory.Spec) string {
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Duration(random.IntN(500))*time.Millisecond)
 	_, _ = s.pool.Create(ctx, spec)
 	cancel()
 	if s.discard(random, spec.Volume) {
 		s.count(func(t *tally) { t.Abandoned++ })
 	}
+	return spec.Volume
 }
 
 func (s *storm) discard(random *rand.Rand, volume string) bool {
