@@ -373,11 +373,7 @@ func (p *Pool) takeBack(ctx context.Context, b *builder) error {
 			return fmt.Errorf("take back volume %s: %w", b.marker.Volume, err)
 		}
 	}
-	err := p.forget(ctx, b.session, b.marker)
-	if err != nil {
-		p.unsettled.add(b.marker)
-	}
-	return err
+	return p.forget(ctx, b.session, b.marker)
 }
 
 // removeEmpty removes the directory at path; that there is none is fine.

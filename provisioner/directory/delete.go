@@ -335,6 +335,7 @@ func (p *Pool) forget(ctx context.Context, s *session, m Marker) (err error) {
 	defer func() {
 		if err != nil {
 			s.index.stay(m.Path)
+			p.unsettled.add(m)
 		}
 	}()
 	if err := p.prune(ctx, s, m); err != nil {

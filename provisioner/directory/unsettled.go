@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// unsettled holds the markers of volumes whose creation has ended, while nobody
-// could find out whether the marker was written. They keep their paths. If their
-// claims come again that ends; it may be another claim that wants the path.
+// unsettled holds the markers of volumes of which it is not known whether they
+// were written, or removed. These keep their paths, until they are created or
+// deleted again, or another volume wants the path.
 type unsettled struct {
 	mu      sync.Mutex
 	markers map[string]Marker

@@ -45,3 +45,22 @@ func TestPathOfAVolumeWithoutMarkerIsFree(t *testing.T) {
 		})
 	}
 }
+
+// The same when the volume is dropped, and the answer is lost.
+func TestPathOfADroppedVolumeIsFree(t *testing.T) {
+	b := newBench(t)
+	faults := &faultFS{Filesystem: local(t, b.base)}
+	b.pool = poolOn(t, faults, func(*directory.Options) {})
+	b.create(volumeAt("pvc-1", "path"))
+	faults.after = func(op, name string) error {
+		if op == "Remove" && strings.HasPrefix(name, "pvc-1.") {
+			return fmt.Errorf("the server is silent: %w", directory.ErrOutcomeUnknown)
+		}
+		return nil
+	}
+	wantError(t, "Discard", b.pool.Discard(b.ctx, "pvc-1"), directory.ErrOutcomeUnknown)
+	faults.after = nil
+	must(t, b.pool.Discard(b.ctx, "pvc-1"))
+	b.create(volumeAt("pvc-2", "path"))
+	b.wantAdmin("volumes", "pvc-2.json")
+}

@@ -38,8 +38,12 @@ var (
 
 const (
 	// A disk stalls for longer than a call waits for its answer.
-	answerTimeout       = 2 * time.Second
-	stallFor, pauseFor  = 3500 * time.Millisecond, 1500 * time.Millisecond
+	answerTimeout = 2 * time.Second
+	stallFor      = 3500 * time.Millisecond
+	// In between it does not stall for so long, and until so many creations or
+	// deletions are through, but not for longer than that.
+	pauseFor, pauseDone, longestPause = 1500 * time.Millisecond, 32, 15 * time.Second
+
 	lossyAnswerTimeout  = time.Second
 	silentConnectionEnd = 5 * time.Second
 )
@@ -60,17 +64,18 @@ func settings(t *testing.T) (n int, seed uint64) {
 func TestLinux(t *testing.T) {
 	n, seed := settings(t)
 	t.Parallel()
-	m := uml.New(t, uml.Disk{Name: "disk", Make: []string{"mkfs.ext4", "-q"}})
-	m.Timeout, m.Env = 5*time.Minute+time.Duration(n)*time.Second, []string{countEnv, seedEnv}
+	mkfs := []string{"mkfs.ext4", "-q"}
+	m := uml.New(t, uml.Disk{Name: "stalling", Make: mkfs}, uml.Disk{Name: "steady", Make: mkfs})
+	m.Timeout, m.Env = 10*time.Minute+time.Duration(n)*time.Second, []string{countEnv, seedEnv}
 	m.Run(t, "stalls", func(t *testing.T) {
-		server := knfsd.Start(t, m, "disk")
+		server := knfsd.Start(t, m, "stalling")
 		for _, version := range versions {
 			t.Run(string(version), func(t *testing.T) {
 				name := server.Export(t)
 				s := newStorm(t, seed, filepath.Join(server.Base, name), client.Options{
 					Port: knfsd.Port, MountPort: server.MountPort, Share: shareOf(server, version, name), Version: version,
 				}, client.PoolOptions{AnswerTimeout: answerTimeout})
-				end := stallNowAndThen(t, server)
+				end := s.stallNowAndThen(server)
 				s.run(n)
 				stalls := end()
 				s.conclude("Linux' NFS server, "+fmt.Sprintf("%d stalls of %s", stalls, stallFor), n)
@@ -78,7 +83,7 @@ func TestLinux(t *testing.T) {
 		}
 	})
 	m.Run(t, "lossy", func(t *testing.T) {
-		server := knfsd.Start(t, m, "disk")
+		server := knfsd.Start(t, m, "steady")
 		for _, version := range versions {
 			t.Run(string(version), func(t *testing.T) {
 				name := server.Export(t)
@@ -136,30 +141,44 @@ func newStorm(t *testing.T, seed uint64, base string, o client.Options, options 
 
 // stallNowAndThen makes the disk stall, until end is called, which says how
 // often it did.
-func stallNowAndThen(t *testing.T, server *knfsd.Server) (end func() int) {
+func (s *storm) stallNowAndThen(server *knfsd.Server) (end func() int) {
 	stop, stalls := make(chan struct{}), make(chan int)
 	go func() {
 		for n := 0; ; n++ {
-			select {
-			case <-stop:
+			if !s.pause(stop) {
 				stalls <- n
 				return
-			case <-time.After(pauseFor):
 			}
 			thaw, err := server.Stall()
 			if err != nil {
-				t.Error(err)
+				s.t.Error(err)
 				continue
 			}
 			time.Sleep(stallFor)
 			if err := thaw(); err != nil {
-				t.Error(err)
+				s.t.Error(err)
 			}
 		}
 	}()
 	return func() int {
 		close(stop)
 		return <-stalls
+	}
+}
+
+// pause reports false when it was stopped.
+func (s *storm) pause(stop <-chan struct{}) bool {
+	ticker := time.NewTicker(pauseFor)
+	defer ticker.Stop()
+	for begun, before := time.Now(), s.done(); ; {
+		select {
+		case <-stop:
+			return false
+		case <-ticker.C:
+			if s.done() >= before+pauseDone || time.Since(begun) >= longestPause {
+				return true
+			}
+		}
 	}
 }
 

@@ -91,6 +91,13 @@ func (s *storm) count(f func(t *tally)) {
 	f(&s.tally)
 }
 
+// done counts the creations and deletions that are through.
+func (s *storm) done() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Created + s.Deleted
+}
+
 // until makes attempts, as the controller does, and reports whether one has
 // succeeded.
 func (s *storm) until(random *rand.Rand, what string, attempt func(ctx context.Context) error) bool {

@@ -43,8 +43,8 @@ const (
 	exportFlags = 0x2 | 0x400 | 0x2000
 )
 
-// Start exports a disk of m that has ext4, until t ends. It is called in the
-// machine.
+// Start exports a disk of m, newly made as ext4, until t ends. It is called in
+// the machine.
 func Start(t *testing.T, m *uml.Machine, disk string) *Server {
 	t.Helper()
 	s := &Server{Base: m.Mount(t, disk, "ext4", "")}
