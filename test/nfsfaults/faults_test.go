@@ -40,9 +40,9 @@ const (
 	// A disk stalls for longer than a call waits for its answer.
 	answerTimeout = 2 * time.Second
 	stallFor      = 3500 * time.Millisecond
-	// In between it does not stall for so long, and until so many creations or
-	// deletions are through, but not for longer than that.
-	pauseFor, pauseDone, longestPause = 1500 * time.Millisecond, 32, 15 * time.Second
+	// In between so many creations and deletions get through, or as many as do in
+	// that time.
+	pauseDone, longestPause = 32, 15 * time.Second
 
 	lossyAnswerTimeout  = time.Second
 	silentConnectionEnd = 5 * time.Second
@@ -168,7 +168,7 @@ func (s *storm) stallNowAndThen(server *knfsd.Server) (end func() int) {
 
 // pause reports false when it was stopped.
 func (s *storm) pause(stop <-chan struct{}) bool {
-	ticker := time.NewTicker(pauseFor)
+	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	for begun, before := time.Now(), s.done(); ; {
 		select {
