@@ -66,7 +66,8 @@ func Start(t *testing.T, m *uml.Machine, disk string) *Server {
 	tell(t, "/proc/net/rpc/nfsd.fh/channel", fmt.Sprintf(`%s 1 \x00000000 %d %s`, domain, never, s.Base))
 	tell(t, "/proc/net/rpc/nfsd.export/channel", fmt.Sprintf("%s %s %d %d 65534 65534 0", domain, s.Base, never, exportFlags))
 	tell(t, procNFSD+"/portlist", fmt.Sprintf("tcp %d", Port))
-	tell(t, procNFSD+"/threads", "8")
+	// More than calls of a client of version 4.1 at a time: none waits for one.
+	tell(t, procNFSD+"/threads", "32")
 	t.Cleanup(func() { _ = os.WriteFile(procNFSD+"/threads", []byte("0"), 0) })
 	return s
 }
