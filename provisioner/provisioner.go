@@ -33,8 +33,9 @@ type Driver = controller.Provisioner
 // Inventory is implemented by drivers that can list what they keep, so that
 // storage left behind by a crash can be found.
 type Inventory interface {
-	// Volumes yields every volume the driver keeps a record of. An error ends
-	// the sequence; what was yielded before it is valid.
+	// Volumes yields every volume the driver keeps a record of. An error does not
+	// end the sequence: an *UnreadError tells of which part records are missing,
+	// any other error that they may be of any.
 	Volumes(ctx context.Context) iter.Seq2[Record, error]
 
 	// RecordOf returns the Record that the driver should have of volume, as far
@@ -69,9 +70,14 @@ type Record struct {
 	// ID is what the driver finds the volume by, if not its name.
 	ID string
 	// Place is where the volume is, in the driver's words, if it can be in one
-	// of several places. Storage that a PersistentVolume of the same name has in
-	// another place is of an attempt that was given up, and so an orphan.
+	// of several places.
 	Place string
+	// Pool is the id of the pool that the volume lies in, "" when it is not known
+	// or pools have none.
+	Pool string
+	// Path is the directory as a PersistentVolume names it to pods, whatever node
+	// or server it is on; "" when there is none.
+	Path string
 }
 
 // Expander is implemented by drivers whose volumes can grow.

@@ -23,6 +23,15 @@ func (p *Pool) Open(ctx context.Context) error {
 // from it.
 func (p *Pool) Opened() bool { return p.opened.Load() != nil }
 
+// ID returns the id in pool.json of the pool that was taken into use, "" before
+// that. Open tells whether its base is still that pool.
+func (p *Pool) ID() string {
+	if state := p.opened.Load(); state != nil {
+		return state.identity.ID
+	}
+	return ""
+}
+
 // Promise is what a volume that is about to be made, or to grow, will have.
 type Promise struct {
 	Bytes int64

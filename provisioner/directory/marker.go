@@ -99,13 +99,15 @@ type Marker struct {
 	Rights string `json:"-"`
 }
 
-// Record returns what the marker says, in the words of the driver contract.
+// Record returns what the marker says, in the words of the driver contract. Its
+// Path is still that below the base.
 func (m Marker) Record() provisioner.Record {
 	return provisioner.Record{
 		Volume:   m.Volume,
 		Claim:    types.NamespacedName{Namespace: m.ClaimNamespace, Name: m.Claim},
 		ClaimUID: m.ClaimUID,
 		Created:  m.Created,
+		Path:     m.Path,
 	}
 }
 

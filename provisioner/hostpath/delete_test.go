@@ -43,9 +43,15 @@ func TestDeleteHonoursOnDelete(t *testing.T) {
 	}
 }
 
+// elsewhere has a volume lie in a pool of another node.
+func elsewhere(volume *corev1.PersistentVolume) {
+	volume.Annotations[hostpath.AnnNode] = "node-2"
+	volume.Annotations[hostpath.AnnPoolID] = "ANOTHER"
+}
+
 func TestForeignVolumesAreIgnored(t *testing.T) {
 	for name, change := range map[string]func(*corev1.PersistentVolume){
-		"another node":   func(pv *corev1.PersistentVolume) { pv.Annotations[hostpath.AnnNode] = "node-2" },
+		"another pool":   elsewhere,
 		"another driver": func(pv *corev1.PersistentVolume) { pv.Annotations[request.AnnDriver] = "nfs.berth.storage" },
 		"no annotations": func(pv *corev1.PersistentVolume) { pv.Annotations = nil },
 	} {

@@ -59,6 +59,10 @@ type Driver struct {
 	found *adoptions
 	// inUse asks Options.InUse once for all who ask at a time.
 	inUse singleflight.Group
+	// pools is which pools nodes have said that they have; hearing asks each once
+	// for all who want to know at a time.
+	pools   *sightings
+	hearing singleflight.Group
 }
 
 var (
@@ -85,7 +89,10 @@ func New(o Options) (*Driver, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	d := &Driver{options: o, silence: newSilence(o.Clock, o.UnreachableAfter), found: newAdoptions(o.Clock)}
+	d := &Driver{
+		options: o, silence: newSilence(o.Clock, o.UnreachableAfter),
+		found: newAdoptions(o.Clock), pools: newSightings(o.Clock),
+	}
 	if local, ok := o.Nodes.(*Local); ok {
 		d.only = local.server.NodeName()
 	}
@@ -93,21 +100,21 @@ func New(o Options) (*Driver, error) {
 }
 
 // ShouldDelete reports whether the volume lies on a node of this driver.
-func (d *Driver) ShouldDelete(_ context.Context, volume *corev1.PersistentVolume) bool {
-	return d.ignores(volume) == ""
+func (d *Driver) ShouldDelete(ctx context.Context, volume *corev1.PersistentVolume) bool {
+	return d.ignores(ctx, volume) == ""
 }
 
 // Delete moves the volume's directory to the trash or the archive, or lets it
 // go, after the marker has confirmed everything that the PersistentVolume says.
 func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) error {
-	if reason := d.ignores(volume); reason != "" {
+	if reason := d.ignores(ctx, volume); reason != "" {
 		return &controller.IgnoredError{Reason: reason}
 	}
 	id, expected, err := identify(volume)
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w; not touching anything", volume.Name, err)
 	}
-	return d.on(ctx, volume.Annotations[AnnNode], func(ctx context.Context, server csi.ControllerClient) error {
+	return d.onPoolOf(ctx, volume, func(ctx context.Context, server csi.ControllerClient) error {
 		_, err := server.DeleteVolume(expected.Attach(ctx), &csi.DeleteVolumeRequest{VolumeId: id.String()})
 		return err
 	})
@@ -117,7 +124,7 @@ func (d *Driver) Delete(ctx context.Context, volume *corev1.PersistentVolume) er
 // Whether there is may have changed since the volume was made: what its node says
 // now is the volume's annotation from then on.
 func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, size int64) (provisioner.Expansion, error) {
-	if reason := d.ignores(volume); reason != "" {
+	if reason := d.ignores(ctx, volume); reason != "" {
 		return provisioner.Expansion{}, &controller.IgnoredError{Reason: reason}
 	}
 	id, expected, err := identify(volume)
@@ -126,7 +133,7 @@ func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, si
 	}
 	var has int64
 	var state string
-	err = d.on(ctx, volume.Annotations[AnnNode], func(ctx context.Context, server csi.ControllerClient) error {
+	err = d.onPoolOf(ctx, volume, func(ctx context.Context, server csi.ControllerClient) error {
 		made, err := server.ControllerExpandVolume(expected.Attach(ctx), &csi.ControllerExpandVolumeRequest{
 			VolumeId: id.String(), CapacityRange: &csi.CapacityRange{RequiredBytes: size},
 		})
@@ -148,6 +155,19 @@ func (d *Driver) Expand(ctx context.Context, volume *corev1.PersistentVolume, si
 	return provisioner.Expansion{Size: has, Note: note, Annotations: map[string]string{AnnQuota: state}}, nil
 }
 
+// onPoolOf calls f with the server that has the pool of volume.
+func (d *Driver) onPoolOf(ctx context.Context, volume *corev1.PersistentVolume, f func(context.Context, csi.ControllerClient) error) error {
+	home, id := volume.Annotations[AnnNode], volume.Annotations[AnnPoolID]
+	if d.only != "" && id == "" {
+		home = d.only // ignores has found it there
+	}
+	node, err := d.serving(ctx, home, id, sourcePath(volume))
+	if err != nil {
+		return err
+	}
+	return d.on(wire.AttachPoolID(ctx, id), node, f)
+}
+
 // identify returns the id of volume, and what has to be true of its directory.
 func identify(volume *corev1.PersistentVolume) (wire.VolumeID, wire.Expectation, error) {
 	expect, err := request.Expectation(volume)
@@ -159,7 +179,16 @@ func identify(volume *corev1.PersistentVolume) (wire.VolumeID, wire.Expectation,
 }
 
 // ignores says why a volume is none of this driver's business, or "".
-func (d *Driver) ignores(volume *corev1.PersistentVolume) string {
+func (d *Driver) ignores(ctx context.Context, volume *corev1.PersistentVolume) string {
+	reason := d.ignoresByName(volume)
+	if reason != "" && d.only != "" && d.keeps(ctx, volume) {
+		return "" // the node had another name
+	}
+	return reason
+}
+
+// ignoresByName is ignores for those who go by the name of the volume's node.
+func (d *Driver) ignoresByName(volume *corev1.PersistentVolume) string {
 	if driver := volume.Annotations[request.AnnDriver]; driver != Name {
 		return fmt.Sprintf("volume %s has annotation %s %q, not %q", volume.Name, request.AnnDriver, driver, Name)
 	}
@@ -201,14 +230,14 @@ func (d *Driver) Notice(volume *corev1.PersistentVolume) string {
 
 // NodeOf returns the name of the node that holds volume, or "".
 func (d *Driver) NodeOf(volume *corev1.PersistentVolume) string {
-	if d.ignores(volume) != "" {
+	if d.ignoresByName(volume) != "" {
 		return ""
 	}
 	return volume.Annotations[AnnNode]
 }
 
 // Nodes returns the names of the nodes that have a server.
-func (d *Driver) Nodes(ctx context.Context) ([]string, error) { return d.options.Nodes.Names(ctx) }
+func (d *Driver) Nodes(ctx context.Context) ([]string, error) { return d.names(ctx) }
 
 // checkMade refuses what a server must not answer: the path goes into a
 // PersistentVolume.

@@ -12,6 +12,9 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -28,7 +31,8 @@ func place(node, path string) string { return node + path }
 // be edited, rather than what annotations say.
 func (d *Driver) RecordOf(volume *corev1.PersistentVolume) provisioner.Record {
 	about := volume.Annotations
-	record := provisioner.Record{Volume: volume.Name, Place: place(about[AnnNode], sourcePath(volume))}
+	path := sourcePath(volume)
+	record := provisioner.Record{Volume: volume.Name, Place: place(about[AnnNode], path), Pool: about[AnnPoolID], Path: path}
 	if ref := volume.Spec.ClaimRef; ref != nil {
 		record.Claim = types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
 		record.ClaimUID = ref.UID
@@ -47,75 +51,107 @@ func (d *Driver) Discard(ctx context.Context, record provisioner.Record) error {
 	if _, err := wire.ParseVolumeID(record.ID); err != nil {
 		return fmt.Errorf("discard volume %s: %w", record.Volume, err)
 	}
-	return d.on(ctx, node, func(ctx context.Context, server csi.ControllerClient) error {
+	node, err := d.serving(ctx, node, record.Pool, "/"+path)
+	if err != nil {
+		return fmt.Errorf("discard volume %s: %w", record.Volume, err)
+	}
+	return d.on(wire.AttachPoolID(ctx, record.Pool), node, func(ctx context.Context, server csi.ControllerClient) error {
 		_, err := server.DeleteVolume(wire.AttachIfEmpty(ctx, "/"+path), &csi.DeleteVolumeRequest{VolumeId: record.ID})
 		return err
 	})
 }
 
-// Volumes yields what the nodes have records of. A node, or a pool, that can't be
-// read does not hide the others; its error comes last.
+// Volumes yields what the nodes have records of. A node, or a directory of a pool,
+// that can't be read does not hide the others.
 func (d *Driver) Volumes(ctx context.Context) iter.Seq2[provisioner.Record, error] {
 	return func(yield func(provisioner.Record, error) bool) {
-		names, err := d.options.Nodes.Names(ctx)
+		names, err := d.names(ctx)
 		if err != nil {
-			yield(provisioner.Record{}, fmt.Errorf("find the nodes that have pools: %w", err))
+			yield(provisioner.Record{}, err)
 			return
 		}
-		var unread []error
 		for some := range slices.Chunk(slices.Sorted(slices.Values(names)), nodesAtOnce) {
-			records, err := d.recordsOf(ctx, some)
-			if err != nil {
-				unread = append(unread, err)
-			}
-			for _, record := range records {
-				if !yield(record, nil) {
-					return
+			for _, l := range d.listAll(ctx, some) {
+				for _, record := range l.records {
+					if !yield(record, nil) {
+						return
+					}
+				}
+				for _, unread := range l.unread {
+					if !yield(provisioner.Record{}, unread) {
+						return
+					}
 				}
 			}
-		}
-		if len(unread) > 0 {
-			yield(provisioner.Record{}, errors.Join(unread...))
 		}
 	}
 }
 
-// recordsOf lists the volumes of nodes, all at once, as far as they can be read.
-func (d *Driver) recordsOf(ctx context.Context, nodes []string) ([]provisioner.Record, error) {
-	records := make([][]provisioner.Record, len(nodes))
-	failed := make([]error, len(nodes))
+// listing is what a node has records of, as far as they can be read, and what else
+// it may have.
+type listing struct {
+	records []provisioner.Record
+	unread  []*provisioner.UnreadError
+}
+
+// listAll lists the volumes of nodes, all at once.
+func (d *Driver) listAll(ctx context.Context, nodes []string) []listing {
+	all := make([]listing, len(nodes))
 	group := errgroup.Group{}
 	for i, node := range nodes {
 		group.Go(func() error {
-			records[i], failed[i] = d.records(ctx, node)
+			all[i] = d.list(ctx, node)
 			return nil
 		})
 	}
 	_ = group.Wait()
-	return slices.Concat(records...), errors.Join(failed...)
+	return all
 }
 
-func (d *Driver) records(ctx context.Context, node string) ([]provisioner.Record, error) {
-	var records []provisioner.Record
+func (d *Driver) list(ctx context.Context, node string) listing {
+	var (
+		l       listing
+		reports []wire.PoolReport
+	)
 	for token := ""; ; {
-		page := &csi.ListVolumesResponse{}
+		page, header := &csi.ListVolumesResponse{}, metadata.MD{}
 		err := d.on(ctx, node, func(ctx context.Context, server csi.ControllerClient) (err error) {
-			page, err = server.ListVolumes(ctx, &csi.ListVolumesRequest{StartingToken: token})
+			page, err = server.ListVolumes(ctx, &csi.ListVolumesRequest{StartingToken: token}, grpc.Header(&header))
 			return err
 		})
+		reports = append(reports, d.learn(node, header, false)...)
 		if errors.Is(err, ErrNoServer) {
-			return records, nil // it has just gone
+			return l // it has just gone
 		}
 		if err != nil {
-			return records, fmt.Errorf("list the volumes of node %s: %w", node, err)
+			l.unread = unreadOf(node, reports, fmt.Errorf("list the volumes of node %s: %w", node, err))
+			return l
 		}
 		for _, entry := range page.GetEntries() {
-			records = append(records, recordOf(node, entry.GetVolume()))
+			l.records = append(l.records, recordOf(node, entry.GetVolume()))
 		}
 		if token = page.GetNextToken(); token == "" {
-			return records, nil
+			d.pools.learn(node, reports, true)
+			return l
 		}
 	}
+}
+
+// unreadOf says which directories could not be read, which a server tells with the
+// error that ends a listing. Where none is told it may have been any.
+func unreadOf(node string, reports []wire.PoolReport, err error) []*provisioner.UnreadError {
+	var unread []*provisioner.UnreadError
+	for _, r := range reports {
+		if r.Unread {
+			unread = append(unread, &provisioner.UnreadError{Place: place(node, r.Directory+"/"), Err: err})
+		}
+	}
+	var remote *wire.RemoteError
+	answered := errors.As(err, &remote) && remote.Code != codes.DeadlineExceeded && remote.Code != codes.Canceled
+	if len(unread) == 0 || !answered {
+		return []*provisioner.UnreadError{{Place: place(node, "/"), Err: err}}
+	}
+	return unread
 }
 
 func recordOf(node string, v *csi.Volume) provisioner.Record {
@@ -124,13 +160,16 @@ func recordOf(node string, v *csi.Volume) provisioner.Record {
 	// A time that can't be read is the zero time: as old as can be. The sweeper
 	// asks Kubernetes before it believes in an orphan.
 	created, _ := time.Parse(time.RFC3339Nano, about[wire.ContextCreated])
+	path := filepath.Join(about[wire.ContextDirectory], about[wire.ContextPath])
 	return provisioner.Record{
 		Volume:   about[wire.ContextVolume],
 		Claim:    types.NamespacedName{Namespace: namespace, Name: claim},
 		ClaimUID: types.UID(about[wire.ContextClaimUID]),
 		Created:  created,
 		ID:       v.GetVolumeId(),
-		Place:    place(node, filepath.Join(about[wire.ContextDirectory], about[wire.ContextPath])),
+		Place:    place(node, path),
+		Pool:     about[wire.ContextPoolID],
+		Path:     path,
 	}
 }
 

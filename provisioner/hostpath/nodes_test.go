@@ -50,6 +50,8 @@ type fleetNode struct {
 	// lost makes Server fail, and failing all calls.
 	lost    error
 	failing error
+	// older has the server be one that says nothing of pools.
+	older bool
 	// hung fails the creation of volumes in a pool.
 	hung map[string]error
 	// room replaces what GetCapacity answers.
@@ -123,7 +125,22 @@ func (w *watched) CreateVolume(ctx context.Context, in *csi.CreateVolumeRequest,
 	if err := w.node.hung[in.GetParameters()[wire.ParamPool]]; err != nil {
 		return nil, err
 	}
-	return w.ControllerClient.CreateVolume(ctx, in, opts...)
+	made, err := w.ControllerClient.CreateVolume(ctx, in, opts...)
+	if w.node.older {
+		delete(made.GetVolume().GetVolumeContext(), wire.ContextPoolID)
+	}
+	return made, err
+}
+
+func (w *watched) ListVolumes(ctx context.Context, in *csi.ListVolumesRequest, opts ...grpc.CallOption) (*csi.ListVolumesResponse, error) {
+	if !w.node.older {
+		return w.ControllerClient.ListVolumes(ctx, in, opts...)
+	}
+	page, err := w.ControllerClient.ListVolumes(ctx, in)
+	for _, entry := range page.GetEntries() {
+		delete(entry.GetVolume().GetVolumeContext(), wire.ContextPoolID)
+	}
+	return page, err
 }
 
 func (w *watched) DeleteVolume(ctx context.Context, in *csi.DeleteVolumeRequest, opts ...grpc.CallOption) (*csi.DeleteVolumeResponse, error) {
@@ -132,6 +149,16 @@ func (w *watched) DeleteVolume(ctx context.Context, in *csi.DeleteVolumeRequest,
 		return nil, w.node.failing
 	}
 	return w.ControllerClient.DeleteVolume(ctx, in, opts...)
+}
+
+func (w *watched) ControllerGetCapabilities(ctx context.Context, in *csi.ControllerGetCapabilitiesRequest, opts ...grpc.CallOption) (*csi.ControllerGetCapabilitiesResponse, error) {
+	if w.node.failing != nil {
+		return nil, w.node.failing
+	}
+	if w.node.older {
+		return w.ControllerClient.ControllerGetCapabilities(ctx, in)
+	}
+	return w.ControllerClient.ControllerGetCapabilities(ctx, in, opts...)
 }
 
 func (w *watched) GetCapacity(ctx context.Context, in *csi.GetCapacityRequest, opts ...grpc.CallOption) (*csi.GetCapacityResponse, error) {

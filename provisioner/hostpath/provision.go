@@ -125,6 +125,9 @@ func (d *Driver) provisionOn(ctx context.Context, node string, a attempt) (*core
 		// counts.
 		path = ""
 	}
+	if err := d.checkPool(ctx, node, a.params.pool); err != nil {
+		return nil, d.otherNodeMayDo(err, node, a)
+	}
 	made, err := d.create(ctx, node, a.params, a.params.request(a.ProvisionOptions, path))
 	switch {
 	case errors.Is(err, wire.ErrNoPath):
@@ -135,6 +138,10 @@ func (d *Driver) provisionOn(ctx context.Context, node string, a attempt) (*core
 	if err := checkMade(made); err != nil {
 		return nil, fmt.Errorf("node %s: %w", node, err)
 	}
+	about := made.GetVolumeContext()
+	d.pools.learn(node, []wire.PoolReport{{
+		Pool: about[wire.ContextPool], Directory: about[wire.ContextDirectory], ID: about[wire.ContextPoolID],
+	}}, false)
 	return describe(a.ProvisionOptions, made, a.params.volumeType, node, hostname), nil
 }
 
@@ -169,8 +176,9 @@ func (d *Driver) otherNodeMayDo(err error, node string, a attempt) error {
 	}
 	var infeasible *provisioner.InfeasibleError
 	unlimited := errors.As(err, &infeasible) && infeasible.Field == "StorageClass parameter "+quotaParameter
+	var shared *sharedPoolError
 	switch code := wire.CodeOf(err); {
-	case code == codes.ResourceExhausted:
+	case code == codes.ResourceExhausted, errors.As(err, &shared):
 		return elsewhere{err}
 	case code == codes.OutOfRange:
 		err = outOfRangeOf(err, a.PVC.Spec.Resources.Requests[corev1.ResourceStorage])
@@ -318,6 +326,9 @@ func (d *Driver) Capacity(ctx context.Context, class *storagev1.StorageClass, no
 	}
 	if err != nil {
 		return provisioner.Capacity{}, err
+	}
+	if d.pools.anyShared(node, params.pool) {
+		return provisioner.Capacity{}, nil // nothing is made there
 	}
 	var room provisioner.Capacity
 	err = d.on(ctx, node, func(ctx context.Context, server csi.ControllerClient) error {

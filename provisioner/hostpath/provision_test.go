@@ -2,6 +2,7 @@ package hostpath_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -25,6 +26,16 @@ import (
 	"github.com/berth-storage/berth/test/lib/oddfs"
 )
 
+// poolID reads the id of the pool in a directory.
+func poolID(t *testing.T, base string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(base, ".berth", "pool.json"))
+	must(t, err)
+	var known struct{ ID string }
+	must(t, json.Unmarshal(text, &known))
+	return known.ID
+}
+
 func TestProvisionDescribesALocalVolume(t *testing.T) {
 	b := newBench(t)
 	opts := askFor()
@@ -39,6 +50,7 @@ func TestProvisionDescribesALocalVolume(t *testing.T) {
 				"berth.storage/driver":    "hostpath.berth.storage",
 				"berth.storage/node":      nodeName,
 				"berth.storage/pool":      "default",
+				"berth.storage/pool-id":   poolID(t, b.base),
 				"berth.storage/directory": b.base,
 				"berth.storage/quota":     "none: this driver can't limit directories",
 				"berth.storage/path":      "ns-claim-pvc-1",

@@ -24,6 +24,9 @@ import (
 const (
 	AnnNode = "berth.storage/node"
 	AnnPool = "berth.storage/pool"
+	// AnnPoolID is the id in the pool.json of AnnDirectory, by which the volume is
+	// found when the node's name changes or the disk is moved.
+	AnnPoolID = "berth.storage/pool-id"
 	// AnnDirectory is the directory of the pool that the volume lies in.
 	AnnDirectory = "berth.storage/directory"
 	// AnnQuota says whether the filesystem holds the volume to its size:
@@ -95,6 +98,9 @@ func describe(opts controller.ProvisionOptions, made *csi.Volume, volumeType, no
 	volume := request.Describe(Name, opts, marker, source(volumeType, filepath.Join(about[wire.ContextDirectory], marker.Path)))
 	volume.Annotations[AnnNode] = node
 	volume.Annotations[AnnPool] = about[wire.ContextPool]
+	if id := about[wire.ContextPoolID]; id != "" { // an older agent does not say
+		volume.Annotations[AnnPoolID] = id
+	}
 	volume.Annotations[AnnDirectory] = about[wire.ContextDirectory]
 	volume.Annotations[AnnQuota] = about[wire.ContextQuota]
 	volume.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{

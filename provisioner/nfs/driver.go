@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -208,9 +209,15 @@ func (d *Driver) find(volume *corev1.PersistentVolume) (*share, directory.Expect
 	return share, expect, err
 }
 
-// RecordOf returns the record of volume, which is found by its name.
+// RecordOf returns the record of volume, which is found by its name. Its place is
+// what pods see.
 func (d *Driver) RecordOf(volume *corev1.PersistentVolume) provisioner.Record {
-	return provisioner.Record{Volume: volume.Name}
+	record := provisioner.Record{Volume: volume.Name}
+	if source := volume.Spec.NFS; source != nil {
+		record.Path = source.Path
+		record.Place = Share{Server: source.Server, Path: source.Path}.String()
+	}
+	return record
 }
 
 // Discard drops a volume, as long as its directory is empty. It looks for the
@@ -248,8 +255,8 @@ func (d *Driver) Discard(ctx context.Context, record provisioner.Record) error {
 	}
 }
 
-// Volumes yields what the shares have records of. A share that can't be read
-// does not hide the others; its error comes last.
+// Volumes yields what the shares have records of. A share that can't be read does
+// not hide the others.
 func (d *Driver) Volumes(ctx context.Context) iter.Seq2[provisioner.Record, error] {
 	return func(yield func(provisioner.Record, error) bool) {
 		all, err := d.open(ctx)
@@ -257,20 +264,23 @@ func (d *Driver) Volumes(ctx context.Context) iter.Seq2[provisioner.Record, erro
 			yield(provisioner.Record{}, err)
 			return
 		}
-		var unread []error
 		for _, s := range all {
 			records, err := s.records(ctx)
-			if err != nil {
-				unread = append(unread, err)
-			}
 			for _, record := range records {
+				record.Pool = s.ID()
+				record.Path = s.join(record.Path)
+				record.Place = Share{Server: s.Server, Path: record.Path}.String()
 				if !yield(record, nil) {
 					return
 				}
 			}
-		}
-		if len(unread) > 0 {
-			yield(provisioner.Record{}, errors.Join(unread...))
+			if err == nil {
+				continue
+			}
+			below := Share{Server: s.Server, Path: strings.TrimSuffix(s.Path, "/") + "/"}.String()
+			if !yield(provisioner.Record{}, &provisioner.UnreadError{Place: below, Err: fmt.Errorf("list the volumes of %s: %w", s.Share, err)}) {
+				return
+			}
 		}
 	}
 }

@@ -204,6 +204,7 @@ func describe(f found) *csi.Volume {
 		CapacityBytes: m.SizeBytes,
 		VolumeContext: map[string]string{
 			wire.ContextPool:      f.pool,
+			wire.ContextPoolID:    f.ID(),
 			wire.ContextDirectory: f.base,
 			wire.ContextPath:      m.Path,
 			wire.ContextVolume:    m.Volume,

@@ -49,7 +49,12 @@ func (s *Server) delete(ctx context.Context, id wire.VolumeID) error {
 		if err != nil {
 			return fmt.Errorf("delete volume %s: %w; not touching anything", id.Volume, err)
 		}
-		return at.within(ctx, func() error { return at.Delete(ctx, id.Volume, expected.Expectation) })
+		return at.within(ctx, func() error {
+			if err := at.checkPool(ctx, id.Volume); err != nil {
+				return fmt.Errorf("delete volume %s: %w; not touching anything", id.Volume, err)
+			}
+			return at.Delete(ctx, id.Volume, expected.Expectation)
+		})
 	}
 	volumes, err := s.lookUp(ctx, id)
 	if err != nil {
@@ -75,7 +80,12 @@ func (s *Server) takeBack(ctx context.Context, id wire.VolumeID, source string) 
 		if path.Join(v.base, v.Path) != source {
 			continue
 		}
-		failed = append(failed, v.within(ctx, func() error { return v.Discard(ctx, id.Volume) }))
+		failed = append(failed, v.within(ctx, func() error {
+			if err := v.checkPool(ctx, id.Volume); err != nil {
+				return fmt.Errorf("discard volume %s: %w", id.Volume, err)
+			}
+			return v.Discard(ctx, id.Volume)
+		}))
 	}
 	return errors.Join(failed...)
 }

@@ -114,9 +114,11 @@ func (s *Server) existing(ctx context.Context, id wire.VolumeID) (found, error) 
 		return found{}, err
 	}
 	for _, v := range volumes {
-		if at == nil || v.place == at {
-			return v, nil
+		if at != nil && v.place != at {
+			continue
 		}
+		_, err := ask(ctx, v.place, func(ctx context.Context) (struct{}, error) { return struct{}{}, v.checkPool(ctx, id.Volume) })
+		return v, err
 	}
 	return found{}, withCode(codes.NotFound, errors.New("there is no such volume"))
 }

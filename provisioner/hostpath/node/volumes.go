@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/berth-storage/berth/provisioner/directory"
+	"github.com/berth-storage/berth/provisioner/hostpath/wire"
 )
 
 const (
@@ -69,10 +70,15 @@ func (s *Server) ListVolumes(ctx context.Context, req *csi.ListVolumesRequest) (
 		most = maxEntries
 	}
 	page := &csi.ListVolumesResponse{}
+	var reports []wire.PoolReport
+	defer func() { s.report(ctx, reports) }()
 	for ; at.Place < len(s.ledger.places); at.Place, at.After = at.Place+1, "" {
 		place := s.ledger.places[at.Place]
 		// One more than there is room for tells whether there is more.
 		markers, err := place.markers(ctx, at.After, most-len(page.Entries)+1)
+		report := place.report(ctx)
+		report.Unread = err != nil
+		reports = append(reports, report)
 		for _, m := range markers {
 			if len(page.Entries) == most {
 				page.NextToken = at.token()

@@ -58,6 +58,7 @@ const (
 // The keys of Volume.volume_context.
 const (
 	ContextPool      = "pool"
+	ContextPoolID    = "poolID"    // the id in the pool.json of ContextDirectory
 	ContextDirectory = "directory" // the pool's directory that holds the volume, absolute
 	ContextPath      = "path"      // of the volume, below it
 	ContextVolume    = "volume"    // the PersistentVolume's name
@@ -106,6 +107,14 @@ const (
 	// volume, let go if it was adopted, and ReasonNotEmpty is the answer
 	// otherwise.
 	MetaIfEmpty = "berth-if-empty-bin"
+	// MetaPoolID is the id of the pool that the volume of a call lies in. A
+	// directory that holds another pool by now is not touched.
+	MetaPoolID = "berth-pool-id-bin"
+	// MetaAskForPools makes ControllerGetCapabilities answer with MetaPools, in
+	// the header: a PoolReport each. ListVolumes always does, with those that a
+	// page is about.
+	MetaAskForPools = "berth-ask-for-pools"
+	MetaPools       = "berth-pools-bin"
 )
 
 // ManifestNode is the key of the node's name in what GetPluginInfo tells, so that
