@@ -20,6 +20,8 @@ const (
 	reasonProvisioningFailed    = "ProvisioningFailed"
 	reasonVolumeFailedDelete    = "VolumeFailedDelete"
 	reasonNodeLost              = "NodeLost"
+	reasonPoolShared            = "PoolShared"
+	reasonPoolMoved             = "PoolMoved"
 
 	reasonVolumeResizeSuccessful = "VolumeResizeSuccessful"
 	reasonVolumeResizeFailed     = "VolumeResizeFailed"

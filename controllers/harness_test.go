@@ -203,6 +203,12 @@ func setupNodeLocal(ctx context.Context, mgr manager.Manager, drivers *provision
 	if err != nil {
 		return err
 	}
+	pools := &controllers.PoolWatcher{
+		Client: mgr.GetClient(), Drivers: drivers, Events: recorder, Metrics: series, Clock: clock.RealClock{}, Interval: 100 * time.Millisecond,
+	}
+	if err := mgr.Add(pools); err != nil {
+		return err
+	}
 	lost := &controllers.LostNodeReconciler{
 		Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Metrics: series, Clock: o.clock, Grace: o.lostGrace,
 	}

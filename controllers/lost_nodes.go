@@ -165,6 +165,7 @@ func (r *LostNodeReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 		if present {
 			return reconcile.Result{RequeueAfter: nodeCacheLag}, nil
 		}
+		r.meetNodes(ctx)
 	}
 	node := lostNode{Present: present, Since: lostSince(volumes, r.Clock.Now()), Grace: r.Grace}
 	return r.handleAll(ctx, req.Name, volumes, node)
@@ -203,13 +204,14 @@ func (r *LostNodeReconciler) handle(ctx context.Context, name string, volume *co
 	if err != nil {
 		return lostWait, err
 	}
+	node.Present = node.Present || r.isServed(volume)
 	action := decideLost(volume, claim, decideVolume(volume, claim), node, r.Clock.Now())
 	switch action {
 	case lostMark:
 		log.FromContext(ctx).Info("The volume's node was deleted", "volume", volume.Name, "grace", node.left(r.Clock.Now()).String())
 		return action, r.mark(ctx, volume, ptr.To(node.Since.UTC().Format(time.RFC3339)))
 	case lostUnmark:
-		log.FromContext(ctx).Info("The volume's node is back", "volume", volume.Name)
+		log.FromContext(ctx).Info("The volume's node is back, or another one has its pool", "volume", volume.Name)
 		r.forget(volume)
 		return action, r.mark(ctx, volume, nil)
 	case lostReport:
@@ -218,6 +220,27 @@ func (r *LostNodeReconciler) handle(ctx context.Context, name string, volume *co
 		return action, r.drop(ctx, name, volume, node)
 	}
 	return action, nil
+}
+
+// isServed reports whether another node has the volume's pool: the node was renamed,
+// or its disk was moved. Then it is not lost; PoolWatcher tells of it.
+func (r *LostNodeReconciler) isServed(volume *corev1.PersistentVolume) bool {
+	return servingNodeOf(r.Drivers, volume) != nodeOf(r.Drivers, volume)
+}
+
+// meetNodes has those who know pools by their ids ask the nodes that have not said
+// lately what they have: one of them may have the pools of a node that is gone. One
+// that does not answer is not waited for.
+func (r *LostNodeReconciler) meetNodes(ctx context.Context) {
+	for _, name := range r.Drivers.Names() {
+		keeper, ok := poolKeeper(r.Drivers, name)
+		if !ok {
+			continue
+		}
+		if err := keeper.MeetNodes(ctx); err != nil {
+			log.FromContext(ctx).V(1).Info("Some nodes did not say which pools they have", "reason", err.Error())
+		}
+	}
 }
 
 // mark records on this very volume since when its node is gone; nil for that it
@@ -273,6 +296,7 @@ func (r *LostNodeReconciler) drop(ctx context.Context, name string, cached *core
 	if node.Present, err = nodeExists(ctx, r.APIReader, name); err != nil {
 		return err
 	}
+	node.Present = node.Present || r.isServed(volume)
 	if volume.UID != cached.UID || nodeOf(r.Drivers, volume) != name ||
 		decideLost(volume, claim, decideVolume(volume, claim), node, r.Clock.Now()) != lostDrop {
 		return nil // what has changed brings it back

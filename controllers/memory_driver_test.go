@@ -29,6 +29,7 @@ type memoryDriver struct {
 	finish     func(*corev1.PersistentVolume)
 	expansions []int64
 	expand     func(context.Context, int64) error
+	unread     []error
 }
 
 type memoryStorage struct {
@@ -142,7 +143,22 @@ func (d *memoryDriver) Stored() []string {
 func (d *memoryDriver) Store(record provisioner.Record, data bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.storage[record.Volume] = memoryStorage{record: record, data: data}
+	d.storage[keyOf(record)] = memoryStorage{record: record, data: data}
+}
+
+// keyOf is the name of the volume, and its place unless that is the usual one.
+func keyOf(record provisioner.Record) string {
+	if record.Place == "" {
+		return record.Volume
+	}
+	return record.Volume + "@" + record.Place
+}
+
+// FailVolumes has Volumes yield errors, besides what there is.
+func (d *memoryDriver) FailVolumes(errs ...error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unread = errs
 }
 
 func (d *memoryDriver) Provision(ctx context.Context, options libcontroller.ProvisionOptions) (*corev1.PersistentVolume, libcontroller.ProvisioningState, error) {
@@ -187,9 +203,14 @@ func (d *memoryDriver) Delete(ctx context.Context, volume *corev1.PersistentVolu
 // Volumes implements provisioner.Inventory.
 func (d *memoryDriver) Volumes(context.Context) iter.Seq2[provisioner.Record, error] {
 	d.mu.Lock()
-	storage := maps.Clone(d.storage)
+	storage, unread := maps.Clone(d.storage), d.unread
 	d.mu.Unlock()
 	return func(yield func(provisioner.Record, error) bool) {
+		for _, err := range unread {
+			if !yield(provisioner.Record{}, err) {
+				return
+			}
+		}
 		for _, s := range storage {
 			if !yield(s.record, nil) {
 				return
@@ -200,17 +221,24 @@ func (d *memoryDriver) Volumes(context.Context) iter.Seq2[provisioner.Record, er
 
 // RecordOf implements provisioner.Inventory.
 func (d *memoryDriver) RecordOf(volume *corev1.PersistentVolume) provisioner.Record {
-	return provisioner.Record{Volume: volume.Name}
+	record := provisioner.Record{Volume: volume.Name, Pool: volume.Annotations[poolKey]}
+	if source := volume.Spec.HostPath; source != nil {
+		record.Path = source.Path
+	}
+	return record
 }
+
+// poolKey is on volumes that say which pool they lie in.
+const poolKey = "example.com/pool"
 
 // Discard implements provisioner.Inventory.
 func (d *memoryDriver) Discard(_ context.Context, record provisioner.Record) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.storage[record.Volume].data {
+	if d.storage[keyOf(record)].data {
 		return provisioner.ErrNotEmpty
 	}
-	delete(d.storage, record.Volume)
+	delete(d.storage, keyOf(record))
 	return nil
 }
 

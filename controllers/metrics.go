@@ -16,6 +16,9 @@ type Metrics struct {
 	orphans        *prometheus.GaugeVec
 	orphansRemoved *prometheus.CounterVec
 	missing        *prometheus.GaugeVec
+	strays         *prometheus.GaugeVec
+	sharedPools    *prometheus.GaugeVec
+	movedVolumes   *prometheus.GaugeVec
 	expandSeconds  *prometheus.HistogramVec
 	expandFailed   *prometheus.CounterVec
 	capacity       *capacityCollector
@@ -57,6 +60,19 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 			Help: "PersistentVolumes whose driver has no record of any storage, at the last sweep. Broken down by driver.",
 		}, []string{"driver"}),
 	}
+	m.strays = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "berth_stray_volumes",
+		Help: "Storage that is left since the PersistentVolume of its name is somewhere else, at the last sweep: attempts that were given up, and copies. Broken down by driver.",
+	}, []string{"driver"})
+	m.sharedPools = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "berth_shared_pools",
+		Help: "Pool ids that were found in more than one place, where nothing is made or removed therefore. Broken down by driver.",
+	}, []string{"driver"})
+	m.movedVolumes = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "berth_moved_volumes",
+		Help: "PersistentVolumes that name a node whose pool another node has: it was renamed, or its disk was moved. Broken down by driver.",
+	}, []string{"driver"})
+	registerer.MustRegister(m.strays, m.sharedPools, m.movedVolumes)
 	m.expandSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "berth_expansion_duration_seconds",
 		Help:    "Seconds it took to expand a volume, attempts that failed left out. Broken down by class.",

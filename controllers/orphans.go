@@ -4,27 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	volumehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
-	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 
 	"github.com/berth-storage/berth/provisioner"
 )
+
+// namesFresh is for how long a sweep believes what volumes name.
+const namesFresh = 5 * time.Second
 
 // OrphanSweeper looks, time and again, for storage that no PersistentVolume and
 // no pending claim knows: what a crash between making the storage and writing
 // the volume leaves when the claim is deleted meanwhile, and volumes whose
 // PersistentVolume an administrator deleted. It also looks for volumes whose
-// storage nobody has a record of. It removes only what can't hold
-// data (provisioner.Inventory, Discard); the rest is counted and named in the
-// log.
+// storage nobody has a record of, and has volumes that don't say which pool they
+// lie in say so. It removes only what can't hold data (provisioner.Inventory,
+// Discard), and nothing that any PersistentVolume names; the rest is counted and
+// named in the log.
 type OrphanSweeper struct {
 	// Client reads from the cache, APIReader from the API server.
 	Client    client.Client
@@ -42,7 +44,8 @@ type OrphanSweeper struct {
 	Grace time.Duration
 }
 
-// +kubebuilder:rbac:groups="",resources=persistentvolumes;persistentvolumeclaims,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch
 
 // NeedLeaderElection is true: only the leader's drivers make volumes.
 func (s *OrphanSweeper) NeedLeaderElection() bool { return true }
@@ -65,6 +68,29 @@ func (s *OrphanSweeper) Start(ctx context.Context) error {
 	}
 }
 
+// survey is what one look through what a driver keeps has found.
+type survey struct {
+	// found holds the volumes whose storage is where they say, and the pool it is in.
+	found map[string]string
+	// unnamed are those of them that don't say which pool they lie in, as far as one
+	// sweep can do something about it.
+	unnamed []misplaced
+	// elsewhere is the storage of volumes that say they are somewhere else.
+	elsewhere []misplaced
+	// orphans is what neither a volume nor a claim in the cache knows.
+	orphans []provisioner.Record
+	// unread are the beginnings of the places that could not be read.
+	unread []string
+	// failed says why.
+	failed []error
+}
+
+// misplaced is storage and the volume of its name.
+type misplaced struct {
+	record provisioner.Record
+	volume *corev1.PersistentVolume
+}
+
 // sweep looks through what one driver keeps.
 func (s *OrphanSweeper) sweep(ctx context.Context, name string) error {
 	driver, _ := s.Drivers.Get(name)
@@ -72,59 +98,103 @@ func (s *OrphanSweeper) sweep(ctx context.Context, name string) error {
 	if !ok {
 		return nil
 	}
-	left := 0
-	recorded := map[storageKey]bool{}
-	var failed []error
+	_, identifies := provisioner.As[provisioner.PoolKeeper](driver)
+	seen := s.look(ctx, inventory, identifies)
+	left, err := s.discardAll(ctx, name, inventory, seen.orphans)
+	seen.failed = append(seen.failed, err)
+	s.Metrics.orphans.WithLabelValues(name).Set(float64(left))
+	seen.failed = append(seen.failed, s.identify(ctx, driver, seen))
+	s.reportStrays(ctx, name, inventory, seen)
+	seen.failed = append(seen.failed, s.countMissing(ctx, name, inventory, seen))
+	return errors.Join(seen.failed...)
+}
+
+// look sorts what the driver keeps by what the cache knows of it. What can't be read
+// of it keeps no other from being looked at.
+func (s *OrphanSweeper) look(ctx context.Context, inventory provisioner.Inventory, identifies bool) *survey {
+	seen := &survey{found: map[string]string{}}
 	for record, err := range inventory.Volumes(ctx) {
 		if err != nil {
-			failed = append(failed, fmt.Errorf("list volumes: %w", err))
-			break
+			seen.failed = append(seen.failed, fmt.Errorf("list volumes: %w", err))
+			seen.unread = append(seen.unread, unreadPlace(err))
+			continue
 		}
-		recorded[keyOf(record)] = true
-		orphaned, err := s.isOrphan(ctx, inventory, record)
+		volume, err := volumeNamed(ctx, s.Client, record.Volume)
 		if err != nil {
-			failed = append(failed, err)
+			seen.failed = append(seen.failed, err)
+			continue
 		}
-		if orphaned && !s.discard(ctx, name, inventory, record) {
+		if volume == nil {
+			seen.failed = append(seen.failed, s.lookForClaim(ctx, seen, record))
+			continue
+		}
+		said := inventory.RecordOf(volume)
+		switch found := (misplaced{record, volume}); compareStorage(record, said) {
+		case storageHere:
+			seen.found[volume.Name] = record.Pool
+			if identifies && said.Pool == "" && record.Pool != "" && len(seen.unnamed) < identifiedPerSweep {
+				seen.unnamed = append(seen.unnamed, found)
+			}
+		default:
+			seen.elsewhere = append(seen.elsewhere, found)
+		}
+	}
+	return seen
+}
+
+// lookForClaim adds a record without a volume to the orphans, if it is old enough
+// and no claim waits for it.
+func (s *OrphanSweeper) lookForClaim(ctx context.Context, seen *survey, record provisioner.Record) error {
+	if s.Clock.Since(record.Created) < s.Grace {
+		return nil
+	}
+	awaited, err := isAwaited(ctx, s.Client, record)
+	if !awaited && err == nil {
+		seen.orphans = append(seen.orphans, record)
+	}
+	return err
+}
+
+// discardAll removes the orphans that hold nothing, and returns how many are left.
+// Before each it asks the API server whether anybody knows of it.
+func (s *OrphanSweeper) discardAll(ctx context.Context, name string, inventory provisioner.Inventory, orphans []provisioner.Record) (left int, _ error) {
+	var failed []error
+	named := &namedPaths{reader: s.APIReader, clock: s.Clock, fresh: namesFresh}
+	for _, record := range orphans {
+		known, err := s.isKnown(ctx, named, record)
+		switch {
+		case err != nil:
+			failed = append(failed, err)
+			left++
+		case known == "":
+			if !s.discard(ctx, name, inventory, record) {
+				left++
+			}
+		case known != record.Volume:
+			log.FromContext(ctx).Info("Storage of a volume that is gone is left, since another volume names it", "driver", name,
+				"volume", record.Volume, "claim", record.Claim.String(), "place", record.Place, "namedBy", known)
 			left++
 		}
 	}
-	s.Metrics.orphans.WithLabelValues(name).Set(float64(left))
-	if len(failed) == 0 {
-		failed = append(failed, s.countMissing(ctx, name, inventory, recorded))
-	}
-	return errors.Join(failed...)
+	return left, errors.Join(failed...)
 }
 
-// storageKey tells what a driver keeps of one volume from what it keeps of others,
-// and of the same one elsewhere.
-type storageKey struct{ volume, place string }
-
-func keyOf(record provisioner.Record) storageKey { return storageKey{record.Volume, record.Place} }
-
-// countMissing counts the volumes that the driver called name should have storage
-// for and has no record of.
-func (s *OrphanSweeper) countMissing(ctx context.Context, name string, inventory provisioner.Inventory, recorded map[storageKey]bool) error {
-	var volumes corev1.PersistentVolumeList
-	if err := s.Client.List(ctx, &volumes, client.UnsafeDisableDeepCopy); err != nil {
-		return fmt.Errorf("list volumes: %w", err)
+// isKnown returns the name of a volume that names the record's storage, or that is
+// still to be made for it, as the API server has them; "" when there is none.
+func (s *OrphanSweeper) isKnown(ctx context.Context, named *namedPaths, record provisioner.Record) (string, error) {
+	by, err := named.by(ctx, record.Path, "")
+	if by != "" || err != nil {
+		return by, err
 	}
-	driver, _ := s.Drivers.Get(name)
-	guard, guarded := provisioner.As[libcontroller.DeletionGuard](driver)
-	missing := 0
-	for i := range volumes.Items {
-		volume := &volumes.Items[i]
-		switch {
-		case volume.Annotations[volumehelpers.AnnDynamicallyProvisioned] != name || recorded[keyOf(inventory.RecordOf(volume))]:
-		case volume.DeletionTimestamp != nil || s.Clock.Since(volume.CreationTimestamp.Time) < s.Grace:
-		case guarded && !guard.ShouldDelete(ctx, volume):
-		default:
-			missing++
-			log.FromContext(ctx).Info("A volume has no storage that the driver knows of; see docs/operations.md", "driver", name, "volume", volume.Name)
-		}
+	volume, err := volumeNamed(ctx, s.APIReader, record.Volume)
+	if volume != nil || err != nil {
+		return record.Volume, err
 	}
-	s.Metrics.missing.WithLabelValues(name).Set(float64(missing))
-	return nil
+	awaited, err := isAwaited(ctx, s.APIReader, record)
+	if awaited || err != nil {
+		return record.Volume, err
+	}
+	return "", nil
 }
 
 // discard reports whether the orphan is gone.
@@ -144,39 +214,64 @@ func (s *OrphanSweeper) discard(ctx context.Context, driver string, inventory pr
 	return true
 }
 
-// isOrphan asks the cache first, and the API server before it says yes.
-func (s *OrphanSweeper) isOrphan(ctx context.Context, inventory provisioner.Inventory, record provisioner.Record) (bool, error) {
-	if s.Clock.Since(record.Created) < s.Grace {
-		return false, nil
-	}
-	for _, reader := range []client.Reader{s.Client, s.APIReader} {
-		known, err := isKnown(ctx, reader, inventory, record)
-		if known || err != nil {
-			return false, err
+// reportStrays counts the storage of volumes that are somewhere else: what was made
+// by an attempt that was given up, and copies.
+func (s *OrphanSweeper) reportStrays(ctx context.Context, name string, inventory provisioner.Inventory, seen *survey) {
+	strays := 0
+	for _, stray := range seen.elsewhere {
+		said := inventory.RecordOf(stray.volume)
+		if compareStorage(stray.record, said) != storageStray {
+			continue
 		}
+		if pool := seen.found[stray.volume.Name]; pool != "" && pool == stray.record.Pool {
+			continue // the same, reached in another way
+		}
+		strays++
+		log.FromContext(ctx).Info("Storage is left as it is, since a volume of its name is somewhere else; see docs/operations.md",
+			"driver", name, "volume", stray.volume.Name, "place", stray.record.Place, "volumePlace", said.Place)
 	}
-	return true, nil
+	s.Metrics.strays.WithLabelValues(name).Set(float64(strays))
 }
 
-// isKnown reports whether the record's volume exists in its place, or its claim
-// still waits for it.
-func isKnown(ctx context.Context, reader client.Reader, inventory provisioner.Inventory, record provisioner.Record) (bool, error) {
+// volumeNamed returns the volume of that name, nil when there is none.
+func volumeNamed(ctx context.Context, reader client.Reader, name string) (*corev1.PersistentVolume, error) {
 	volume := &corev1.PersistentVolume{}
-	err := reader.Get(ctx, types.NamespacedName{Name: record.Volume}, volume)
-	if err == nil {
-		return inventory.RecordOf(volume).Place == record.Place, nil
+	if err := reader.Get(ctx, types.NamespacedName{Name: name}, volume); err != nil {
+		if client.IgnoreNotFound(err) == nil {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("read volume %s: %w", name, err)
 	}
-	if !apierrors.IsNotFound(err) {
-		return false, fmt.Errorf("read volume %s: %w", record.Volume, err)
-	}
+	return volume, nil
+}
+
+// isAwaited reports whether the record's claim still waits for its volume.
+func isAwaited(ctx context.Context, reader client.Reader, record provisioner.Record) (bool, error) {
 	claim := &corev1.PersistentVolumeClaim{}
-	err = reader.Get(ctx, record.Claim, claim)
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
+	if err := reader.Get(ctx, record.Claim, claim); err != nil {
+		if client.IgnoreNotFound(err) == nil {
+			return false, nil
+		}
 		return false, fmt.Errorf("read claim %s: %w", record.Claim, err)
 	}
-	waits := claim.UID == record.ClaimUID && (claim.Spec.VolumeName == "" || claim.Spec.VolumeName == record.Volume)
-	return waits, nil
+	return claim.UID == record.ClaimUID && (claim.Spec.VolumeName == "" || claim.Spec.VolumeName == record.Volume), nil
+}
+
+// unreadPlace returns how the places begin that err hides; "" for all of them.
+func unreadPlace(err error) string {
+	var unread *provisioner.UnreadError
+	if errors.As(err, &unread) {
+		return unread.Place
+	}
+	return ""
+}
+
+// isUnread reports whether a place may be one that could not be read.
+func (s *survey) isUnread(place string) bool {
+	for _, begin := range s.unread {
+		if strings.HasPrefix(place, begin) {
+			return true
+		}
+	}
+	return false
 }

@@ -45,6 +45,8 @@ type VolumeReconciler struct {
 	Clock clock.PassiveClock
 
 	turns *nodeTurns
+	// named is asked before a volume is taken back.
+	named *namedPaths
 	// queue takes the volumes whose turn it is.
 	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
@@ -59,6 +61,7 @@ func (r *VolumeReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error
 		return fmt.Errorf("set up volume reconciler: Client, APIReader, Drivers, Events and Clock are required")
 	}
 	r.turns = newNodeTurns(r.Clock, workers/2)
+	r.named = &namedPaths{reader: r.APIReader, clock: r.Clock, fresh: undoNamesFresh}
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("volume").
 		WatchesRawSource(source.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
@@ -92,6 +95,11 @@ func (r *VolumeReconciler) volumesOfClaim(ctx context.Context, o client.Object) 
 	return volumeRequests(ctx, r.Client, client.ObjectKeyFromObject(o), r.concerns)
 }
 
+// undoNamesFresh is for how long what volumes name is believed when volumes that were
+// never bound are taken back: there may be many of these at a time, and to ask means
+// to list all volumes.
+const undoNamesFresh = 30 * time.Second
+
 // Reconcile decides on the cache's word first, which costs nothing and suffices
 // for almost every volume, and again on the API server's before it destroys.
 func (r *VolumeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -103,7 +111,7 @@ func (r *VolumeReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if err != nil || action == volumeLeave {
 		return reconcile.Result{}, err
 	}
-	node := nodeOf(r.Drivers, volume)
+	node := servingNodeOf(r.Drivers, volume)
 	if node == "" || action != volumeUndo && action != volumeReclaim {
 		_, err := r.act(ctx, req)
 		if wait, ok := provisioner.RetryAfter(err); ok {
@@ -239,7 +247,7 @@ func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVo
 	}
 	err := provisioner.ErrNotEmpty
 	if inventory, ok := provisioner.As[provisioner.Inventory](driver); ok {
-		err = inventory.Discard(ctx, inventory.RecordOf(volume))
+		err = r.discard(ctx, inventory, volume)
 	}
 	switch {
 	case errors.Is(err, provisioner.ErrNotEmpty) && volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
@@ -257,6 +265,19 @@ func (r *VolumeReconciler) undo(ctx context.Context, volume *corev1.PersistentVo
 	}
 	r.logEnd(ctx, "Took back volume that was never bound", volume, start)
 	return nil
+}
+
+// discard takes back the storage of volume, unless another volume names it too.
+func (r *VolumeReconciler) discard(ctx context.Context, inventory provisioner.Inventory, volume *corev1.PersistentVolume) error {
+	record := inventory.RecordOf(volume)
+	other, err := r.named.by(ctx, record.Path, volume.Name)
+	switch {
+	case err != nil:
+		return err
+	case other != "":
+		return fmt.Errorf("not touching %s: PersistentVolume %s names it too: delete one of the two, with policy Retain to keep the directory", record.Path, other)
+	}
+	return inventory.Discard(ctx, record)
 }
 
 func (r *VolumeReconciler) driverOf(volume *corev1.PersistentVolume) provisioner.Driver {

@@ -111,6 +111,8 @@ var firing = map[string]struct{ bad, good string }{
 	"BerthAgentsDown":         {`berth_agents{state="silent"} 1x400`, `berth_agents{state="ready"} 1x400`},
 	"BerthAgentRefusesOthers": {`berth_agent_refused_connections_total{instance="n"} 0+1x400`, `berth_agent_refused_connections_total{instance="n"} 7x400`},
 	"BerthNodeLost":           {`berth_lost_node_volumes{driver="d",state="bound"} 1x400`, `berth_lost_node_volumes{driver="d",state="retained"} 1x400`},
+	"BerthPoolShared":         {`berth_shared_pools{driver="d"} 1x400`, `berth_shared_pools{driver="d"} 0x400`},
+	"BerthPoolMoved":          {`berth_moved_volumes{driver="d"} 3x400`, `berth_moved_volumes{driver="d"} 0x400`},
 	"BerthCapacityBehind": {
 		`berth_capacity_objects_goal{driver="d"} 2x400` + "\n" + `berth_capacity_objects_current{driver="d"} 1x400`,
 		`berth_capacity_objects_goal{driver="d"} 2x400` + "\n" + `berth_capacity_objects_current{driver="d"} 2x400`,

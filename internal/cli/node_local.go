@@ -82,6 +82,12 @@ func (o *nodeLocalOptions) setup(ctx context.Context, mgr manager.Manager, drive
 	if err := o.setupCapacity(ctx, mgr, drivers, series, namespace); err != nil {
 		return err
 	}
+	pools := &controllers.PoolWatcher{
+		Client: mgr.GetClient(), Drivers: drivers, Events: recorder, Metrics: series, Clock: clock.RealClock{}, Interval: controllers.DefaultPoolInterval,
+	}
+	if err := mgr.Add(pools); err != nil {
+		return err
+	}
 	lost := &controllers.LostNodeReconciler{
 		Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers, Events: recorder, Metrics: series,
 		Clock: clock.RealClock{}, Grace: o.lostNodeGrace,
