@@ -124,12 +124,18 @@ func (f *fleet) publish(node *agentNode) {
 	f.t.Helper()
 	address, err := net.ResolveTCPAddr("tcp", node.address)
 	f.ok(err)
-	f.create(&discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: home, Name: node.name, Labels: map[string]string{discoveryv1.LabelServiceName: f.name}},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints:   []discoveryv1.Endpoint{{NodeName: &node.name, Addresses: []string{address.IP.String()}}},
-		Ports:       []discoveryv1.EndpointPort{{Port: ptr.To(int32(address.Port))}},
-	})
+	slice := f.slice(node)
+	slice.AddressType = discoveryv1.AddressTypeIPv4
+	slice.Endpoints = []discoveryv1.Endpoint{{NodeName: ptr.To(node.name), Addresses: []string{address.IP.String()}}}
+	slice.Ports = []discoveryv1.EndpointPort{{Port: ptr.To(int32(address.Port))}}
+	f.create(slice)
+}
+
+// slice names the object that publish makes.
+func (f *fleet) slice(node *agentNode) *discoveryv1.EndpointSlice {
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: home, Name: node.name, Labels: map[string]string{discoveryv1.LabelServiceName: f.name}},
+	}
 }
 
 // home makes what an installation brings: the namespace, the Secrets, the rights.
