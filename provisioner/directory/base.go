@@ -45,15 +45,17 @@ func (p *Pool) closeBase(ctx context.Context, root Dir, x *index) {
 	if err == nil {
 		err = root.Sync(ctx)
 	}
-	if err != nil {
+	if err == nil {
+		info, err = root.Stat(ctx)
+	}
+	switch {
+	case err != nil:
 		log.Error(err, left)
-		return
+	case info.Mode&others != 0:
+		log.Info(left, "reason", "the filesystem has taken the change and has not made it")
+	default:
+		log.Info("Closed the base of the pool to other users of the machine")
 	}
-	if info, err = root.Stat(ctx); err != nil || info.Mode&others != 0 {
-		log.Error(err, left, "reason", "the filesystem has taken the change and has not made it")
-		return
-	}
-	log.Info("Closed the base of the pool to other users of the machine")
 }
 
 // findForeign returns a name below dir, which is the directory at path, that is

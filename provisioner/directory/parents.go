@@ -101,7 +101,7 @@ func (b *builder) setParentMode(ctx context.Context, dir Dir, info Info) error {
 		return err
 	}
 	if info.Mode&writableByOthers != 0 {
-		b.above = append(b.above, unlikeMode("above it mode", info.Mode, parentMode))
+		b.above = append(b.above, unlikeMode("a directory above it", info.Mode, parentMode))
 	}
 	return nil
 }

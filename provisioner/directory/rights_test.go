@@ -52,7 +52,7 @@ func TestRightsThatDoNotTakeAreTold(t *testing.T) {
 		change func(*oddfs.FS)
 		want   []string
 	}{
-		"wider":       {func(f *oddfs.FS) { f.MkdirMode, f.Chmod = 0o777, oddfs.Ignored }, []string{"mode 0777 instead of 0750 (wider)", "above it mode 0777 instead of 0755 (wider)"}},
+		"wider":       {func(f *oddfs.FS) { f.MkdirMode, f.Chmod = 0o777, oddfs.Ignored }, []string{"mode 0777 instead of 0750 (wider)", "a directory above it 0777 instead of 0755 (wider)"}},
 		"narrower":    {func(f *oddfs.FS) { f.MkdirMode, f.Chmod = 0o700, oddfs.Ignored }, []string{"mode 0700 instead of 0750"}},
 		"as asked":    {func(f *oddfs.FS) { f.MkdirMode, f.Chmod = 0o750, oddfs.Ignored }, nil},
 		"setgid":      {func(f *oddfs.FS) { f.MkdirMode, f.Chmod = 0o2750, oddfs.Ignored }, nil},
