@@ -57,7 +57,7 @@ func blame(good int, unread map[string]error) error {
 const (
 	// slowRead is how long reading a damaged marker takes that then has to rest,
 	// restFactor times as long, and longestRest at most.
-	slowRead    = 50 * time.Millisecond
+	slowRead    = time.Second
 	restFactor  = 10
 	longestRest = 5 * time.Minute
 )

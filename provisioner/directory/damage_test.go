@@ -259,7 +259,7 @@ func TestMarkerThatIsSlowToFailHoldsUpNobodyTwice(t *testing.T) {
 			return nil
 		}
 		reads.Add(1)
-		time.Sleep(200 * time.Millisecond) // the disk
+		time.Sleep(1100 * time.Millisecond) // the disk
 		return syscall.EIO
 	}
 	for i := range 10 {
