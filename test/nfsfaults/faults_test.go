@@ -42,7 +42,7 @@ const (
 	stallFor      = 3500 * time.Millisecond
 	// In between so many creations and deletions get through, or as many as do in
 	// that time.
-	pauseDone, longestPause = 32, 15 * time.Second
+	pauseDone, longestPause = 48, 15 * time.Second
 
 	lossyAnswerTimeout  = time.Second
 	silentConnectionEnd = 5 * time.Second
