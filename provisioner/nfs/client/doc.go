@@ -21,8 +21,8 @@
 // The server may carry it out later. The next change of the same entry waits for
 // that, and fails with ErrBusy, without having been sent, when that takes long.
 // In version 4.1 the session tells when the server is done with a call. In
-// the others only its late reply does: when the connection ended before, or a
-// minute has gone by, nobody waits any longer.
+// the others only its late reply does: 5 seconds after the connection was lost,
+// or when a minute has gone by, nobody waits any longer.
 //
 // # Durability
 //

@@ -74,18 +74,26 @@ func (f *fence) close(c change) (open func()) {
 	}
 }
 
-// longestDelay is how long a server without sessions may take to carry out a
-// change after its caller gave up.
-const longestDelay = time.Minute
+const (
+	// longestDelay is how long a server without sessions may take to carry out a
+	// change after its caller gave up.
+	longestDelay = time.Minute
+	// delayAfterLoss is the same when the connection is lost, and with it the
+	// reply that would tell: the server may be at it at this moment.
+	delayAfterLoss = 5 * time.Second
+)
 
-// awaitLate closes the fence until the late reply to c has come, or can't come
-// any more.
+// awaitLate closes the fence until the late reply to c has come, or none is to be
+// expected any more.
 func (f *fence) awaitLate(c change, late <-chan []byte) {
 	open := f.close(c)
 	go func() {
 		defer open()
 		select {
-		case <-late:
+		case _, answered := <-late:
+			if !answered {
+				time.Sleep(delayAfterLoss)
+			}
 		case <-time.After(longestDelay):
 		}
 	}()

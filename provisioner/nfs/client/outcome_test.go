@@ -164,6 +164,26 @@ func TestChangeThatIsUnderWayIsWaitedFor(t *testing.T) {
 	})
 }
 
+// A server goes on with a call whose connection has broken.
+func TestChangeIsWaitedForWhenTheConnectionBreaks(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
+		root := rootOf(t, s.dialWith(s.options(version), client.PoolOptions{AnswerTimeout: answer}))
+		release := s.stall("mkdir")
+		failed := make(chan error)
+		go func() { failed <- root.Mkdir(t.Context(), "d", 0o755) }()
+		eventually(t, "the call is under way", func() bool { return s.stallingNow() == 1 })
+		s.hangUp()
+		wantUnknown(t, <-failed)
+		if err := root.Rmdir(t.Context(), "d"); !errors.Is(err, client.ErrBusy) {
+			t.Errorf("Rmdir = %v, want ErrBusy", err)
+		}
+		release()
+		must(t, eventuallyNot(t, client.ErrBusy, func() error { return root.Rmdir(t.Context(), "d") }))
+		wantNames(t, s.base)
+	})
+}
+
 // eventuallyNot calls f until it fails with something else, or succeeds.
 func eventuallyNot(t *testing.T, other error, f func() error) (err error) {
 	t.Helper()

@@ -121,8 +121,15 @@ func (s *server) accept(listener net.Listener) {
 // stop closes the port and all connections.
 func (s *server) stop() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	_ = s.listener.Close()
+	s.mu.Unlock()
+	s.hangUp()
+}
+
+// hangUp closes all connections.
+func (s *server) hangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for connection := range s.connections {
 		_ = connection.Close()
 	}
