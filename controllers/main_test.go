@@ -25,6 +25,9 @@ const (
 	// control plane, as its flag --feature-gates has them. KUBEBUILDER_ASSETS decides
 	// which version it is.
 	featureGatesEnv = "BERTH_FEATURE_GATES"
+	// emulatedVersionEnv names that with the version which the control plane behaves
+	// as, as its flag --emulated-version has it: one whose gates are not locked yet.
+	emulatedVersionEnv = "BERTH_EMULATED_VERSION"
 )
 
 // auditPolicy keeps every write to claims and volumes with what came of it, and
@@ -61,9 +64,12 @@ func sharedControlPlane(t *testing.T) *controlplane.ControlPlane {
 			AuditPolicy:       auditPolicy,
 			Output:            os.Stderr,
 		}
-		if gates := os.Getenv(featureGatesEnv); gates != "" {
-			arg := []string{"--feature-gates=" + gates}
-			options.APIServerArgs, options.ControllerManagerArgs, options.SchedulerArgs = arg, arg, arg
+		for variable, flag := range map[string]string{featureGatesEnv: "--feature-gates=", emulatedVersionEnv: "--emulated-version="} {
+			if value := os.Getenv(variable); value != "" {
+				options.APIServerArgs = append(options.APIServerArgs, flag+value)
+				options.ControllerManagerArgs = append(options.ControllerManagerArgs, flag+value)
+				options.SchedulerArgs = append(options.SchedulerArgs, flag+value)
+			}
 		}
 		shared.cp, shared.err = controlplane.Start(context.Background(), options)
 	})
