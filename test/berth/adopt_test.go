@@ -143,19 +143,19 @@ func TestARestoreWithoutItsDirectoryWaits(t *testing.T) {
 	f.Eventually(func() []string { return f.warnings(claim) }).Should(gomega.ContainElement(gomega.And(
 		gomega.ContainSubstring(`existing: "adopt"`), gomega.ContainSubstring("restored/"+f.name+"/reports"),
 		gomega.ContainSubstring(f.small.name), gomega.ContainSubstring(f.big.name), gomega.ContainSubstring("none is made"))))
-	f.delete(claim)
+	f.deleteAndWait(claim)
 
 	dir, second := f.bring(f.small, 1), f.bring(f.big, 1)
 	claim = f.newReports("1Mi")
-	f.Eventually(func() error { return client.IgnoreAlreadyExists(f.client.Create(t.Context(), claim)) }).Should(gomega.Succeed())
+	f.create(claim)
 	f.Eventually(func() []string { return f.warnings(claim) }).Should(gomega.ContainElement(gomega.And(
 		gomega.ContainSubstring("several nodes"), gomega.ContainSubstring(f.small.name), gomega.ContainSubstring(f.big.name))))
-	f.delete(claim)
+	f.deleteAndWait(claim)
 
 	f.big.agent.kill()
 	f.ok(os.RemoveAll(second))
 	claim = f.newReports("1Mi")
-	f.Eventually(func() error { return client.IgnoreAlreadyExists(f.client.Create(t.Context(), claim)) }).Should(gomega.Succeed())
+	f.create(claim)
 	f.Eventually(func() []string { return f.warnings(claim) }).Should(gomega.ContainElement(gomega.And(
 		gomega.ContainSubstring("waiting for all nodes"), gomega.ContainSubstring("agent on node "+f.big.name))))
 	if found, _ := filepath.Glob(filepath.Join(f.dir, "*/.berth/volumes/*.json")); len(found) > 0 {
@@ -164,6 +164,13 @@ func TestARestoreWithoutItsDirectoryWaits(t *testing.T) {
 	f.startAgent(f.big)
 	f.expectAdopted(claim, f.small, dir)
 	f.controller.stop()
+}
+
+// deleteAndWait deletes an object, and waits until its name is free.
+func (f *fleet) deleteAndWait(o client.Object) {
+	f.t.Helper()
+	f.delete(o)
+	f.Eventually(func() bool { return f.get(o) }).Should(gomega.BeFalse())
 }
 
 // TestPodsFollowWhatTheirClaimsAdopt: kube-scheduler chooses the other node, as that of
