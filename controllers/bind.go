@@ -73,7 +73,7 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		return fmt.Errorf("set up bind reconciler: Client, Drivers, Metrics and Clock are required")
 	}
 	r.lag = newVolumeLag(r.Clock, newLagPace(r.Silence))
-	if err := mgr.Add(&lagWatcher{client: r.Client, cache: mgr.GetCache(), lag: r.lag}); err != nil {
+	if err := mgr.Add(&lagWatcher{client: r.Client, cache: mgr.GetCache(), lag: r.lag, concerns: r.concerns}); err != nil {
 		return fmt.Errorf("set up bind reconciler: %w", err)
 	}
 	r.Metrics.lag.set(func() (time.Duration, int) { return r.lag.Known(r.pacer.InLine()) })

@@ -41,9 +41,13 @@ type volumeLag struct {
 	// are called while mu is held: what they return is no older than the last event.
 	claimOf   func(*corev1.PersistentVolume) *corev1.PersistentVolumeClaim
 	volumesOf func(claim types.NamespacedName) []*corev1.PersistentVolume
+	// serves reports whether a volume is of a driver of ours, so that another
+	// replica of Berth may have written its phase.
+	serves func(*corev1.PersistentVolume) bool
 
 	mu    sync.Mutex
 	ready bool   // all that was there when the watch began is known
+	leads bool   // this replica binds
 	next  uint64 // place of the next new volume
 	total int    // volumes there are
 
@@ -74,60 +78,6 @@ type volumeLag struct {
 	oldest time.Time // the oldest sign that counts; zero for none
 	stuck  int       // signs that do not count
 	asked  time.Time // the oldest volume that waits; zero for none
-}
-
-// lagPace holds the constants of a volumeLag.
-type lagPace struct {
-	// Margin is how much younger than a volume a sign may be and still count.
-	// It covers claims that are deleted about when the volume is made: watches of
-	// volumes and of claims do not run in step.
-	Margin time.Duration
-	// Read is what a request costs the worker when there are many: its client
-	// makes 20 a second.
-	Read time.Duration
-	// Resync is what a volume costs the worker at a resync that needs no
-	// request, and MaxResync what all of them count for at most.
-	Resync, MaxResync time.Duration
-	// Leave is the lag from which on volumes are left to kube-controller-manager,
-	// which binds them when it gets there.
-	Leave time.Duration
-	// Stuck is for how long a sign must have stayed, after a volume that was made
-	// later was read, to be taken for one that stays for ever: the volumes of
-	// deleted claims join the worker's queue by way of that of claims. NewStuck is
-	// the same for new volumes, which join it themselves.
-	Stuck, NewStuck time.Duration
-	// Silence is how long kube-controller-manager may have something to do and
-	// do nothing before it is taken for dead.
-	Silence time.Duration
-	// Forget is the time after which half of what was learned is forgotten, and
-	// MaxLearned the most that is learned.
-	Forget, MaxLearned time.Duration
-	// Repair is how long a claim stays Lost before Berth puts it right: longer
-	// than kube-controller-manager's resync of 15 s, by which it does so itself: 20
-	// s for a silence of 75 s. It doubles each time, up to MaxRepair.
-	Repair, MaxRepair time.Duration
-	// Look is how often all signs are looked at, at the most.
-	Look time.Duration
-}
-
-// newLagPace returns the constants for a kube-controller-manager that is taken
-// for dead after silence.
-func newLagPace(silence time.Duration) lagPace {
-	return lagPace{
-		Margin:     1500 * time.Millisecond,
-		Read:       55 * time.Millisecond,
-		Resync:     50 * time.Microsecond,
-		MaxResync:  5 * time.Second,
-		Leave:      10 * time.Second,
-		Stuck:      30 * time.Second,
-		NewStuck:   time.Second,
-		Silence:    silence,
-		Forget:     2 * time.Minute,
-		MaxLearned: 30 * time.Second,
-		Repair:     silence * 4 / 15,
-		MaxRepair:  5 * time.Minute,
-		Look:       100 * time.Millisecond,
-	}
 }
 
 // sighting is when the watch showed a volume for the first time, and its
@@ -243,7 +193,7 @@ func (l *volumeLag) VolumeChanged(before, after *corev1.PersistentVolume) {
 func (l *volumeLag) phaseMoved(before, after *corev1.PersistentVolume) {
 	name := after.Name
 	seen, wasFresh := l.fresh[name]
-	byBerth := l.ours[name]
+	byBerth := l.ours[name] || !l.leads && after.Status.Phase == corev1.VolumeBound && l.serves(after)
 	if !isFresh(after) {
 		delete(l.fresh, name)
 		delete(l.ours, name)
@@ -273,6 +223,7 @@ func (l *volumeLag) note(volume *corev1.PersistentVolume) {
 	switch {
 	case work == workWrite && !known:
 		l.signs[volume.Name] = &lagSign{since: l.clock.Now(), place: l.fresh[volume.Name].place}
+		l.looked = time.Time{}
 	case work != workWrite && known:
 		delete(l.signs, volume.Name)
 		l.looked = time.Time{}
@@ -345,6 +296,7 @@ func (l *volumeLag) sight(name string) sighting {
 
 // await returns when a volume of ours that waits to be bound was seen first.
 func (l *volumeLag) await(volume *corev1.PersistentVolume) sighting {
+	l.leads = true // nobody else asks
 	seen, known := l.waiting[volume.Name]
 	if known {
 		return seen
@@ -379,137 +331,4 @@ func (l *volumeLag) Settled(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.waiting, name)
-}
-
-// Wait returns how long to wait before asking again whether
-// kube-controller-manager has read the volume, and for what; 0 when it surely
-// has, or is dead. writes is the number of other writes that are due to
-// claims, for which its client has the same tokens.
-func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Duration, string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	seen := l.await(volume)
-	l.look()
-	age := l.clock.Since(seen.at)
-	switch need := l.need(writes); {
-	case !l.ready:
-		return poll(age), "Berth is still reading which volumes there are"
-	case l.dead, l.read.place > 0 && seen.place <= l.read.place:
-		return 0, ""
-	case !l.oldest.IsZero() && l.oldest.Before(seen.at.Add(l.pace.Margin)):
-		return poll(age), "kube-controller-manager has older volumes to deal with"
-	case need > l.pace.Leave:
-		return poll(age), "kube-controller-manager is far behind with volumes, and binds this one when it gets there"
-	case age < need:
-		return min(need-age, poll(age)), "kube-controller-manager may be behind with volumes"
-	case !l.alive.After(seen.at):
-		return poll(age), "kube-controller-manager has done nothing since the volume is there"
-	}
-	return 0, ""
-}
-
-// poll is how soon to look again at something that has lasted for age.
-func poll(age time.Duration) time.Duration {
-	return min(max(age/8, 100*time.Millisecond), time.Second)
-}
-
-// need is how old a volume must be for the worker to have read it, by what
-// can't be seen.
-func (l *volumeLag) need(writes int) time.Duration {
-	need := min(time.Duration(l.total)*l.pace.Resync, l.pace.MaxResync)
-	if reads := len(l.reads); reads > 0 {
-		need += time.Duration(reads+writes) * l.pace.Read
-	}
-	return max(need, l.known())
-}
-
-// known is what of the learned lag is not forgotten yet.
-func (l *volumeLag) known() time.Duration {
-	return l.learned >> min(62, l.clock.Since(l.learnedAt)/l.pace.Forget)
-}
-
-// look brings up to date what depends on all signs and waiting volumes.
-func (l *volumeLag) look() {
-	now := l.clock.Now()
-	if now.Sub(l.looked) < l.pace.Look {
-		return
-	}
-	l.looked, l.oldest, l.stuck, l.asked = now, time.Time{}, 0, time.Time{}
-	for _, sign := range l.signs {
-		switch {
-		case l.isStuck(sign, now):
-			l.stuck++
-		case l.oldest.IsZero() || sign.since.Before(l.oldest):
-			l.oldest = sign.since
-		}
-	}
-	for _, volume := range l.waiting {
-		if l.asked.IsZero() || volume.at.Before(l.asked) {
-			l.asked = volume.at
-		}
-	}
-	if l.asked.IsZero() {
-		return
-	}
-	since := l.asked
-	if l.alive.After(since) {
-		since = l.alive
-	}
-	l.dead = l.dead || now.Sub(since) >= l.pace.Silence
-}
-
-// isStuck reports whether the worker has been through sign's volume without doing
-// what it has to.
-func (l *volumeLag) isStuck(sign *lagSign, now time.Time) bool {
-	patience, passed := l.pace.Stuck, l.read.at.After(sign.since.Add(l.pace.Margin))
-	if sign.place > 0 {
-		patience, passed = l.pace.NewStuck, l.read.place > sign.place
-	}
-	if passed && sign.passed.IsZero() {
-		sign.passed = now
-	}
-	return !sign.passed.IsZero() && now.Sub(sign.passed) >= patience
-}
-
-// Known returns the lag that is known, and how many signs do not count since
-// they stay for ever.
-func (l *volumeLag) Known(writes int) (lag time.Duration, stuck int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.look()
-	lag = l.need(writes)
-	if !l.oldest.IsZero() {
-		lag = max(lag, l.clock.Since(l.oldest))
-	}
-	return lag, l.stuck
-}
-
-// CalledLost notes that kube-controller-manager has called the claim of a volume
-// of that age Lost: it had not read it yet. It returns how long to wait
-// before putting the claim right; 0 when it is time.
-func (l *volumeLag) CalledLost(name string, age time.Duration) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := l.clock.Now()
-	lost, again := l.lost[name]
-	if !again {
-		lost = &lostClaim{wait: l.pace.Repair, due: now.Add(l.pace.Repair)}
-		l.lost[name] = lost
-	}
-	if lag := min(2*age, l.pace.MaxLearned); !again && age < l.pace.MaxLearned && lag > l.known() {
-		l.learned, l.learnedAt = lag, now
-	}
-	return max(0, lost.due.Sub(now))
-}
-
-// Repaired notes that Berth has put a claim right. The next time it waits longer.
-func (l *volumeLag) Repaired(name string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	lost, known := l.lost[name]
-	if !known {
-		return
-	}
-	lost.wait = min(2*lost.wait, l.pace.MaxRepair)
-	lost.due = l.clock.Now().Add(lost.wait)
 }

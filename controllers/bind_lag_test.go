@@ -74,6 +74,8 @@ func newLagTest(t *testing.T) *lagTest {
 		}
 		return found
 	}
+	l.serves = func(v *corev1.PersistentVolume) bool { return v.Spec.ClaimRef != nil }
+	l.leads = true
 	l.Ready()
 	l.ClusterLives()
 	return l
@@ -203,6 +205,30 @@ func TestWhatBerthWritesProvesNothing(t *testing.T) {
 	l.Binds(younger.Name)
 	l.writes(younger, corev1.VolumeBound)
 	l.waits(v, true)
+}
+
+func TestWhatAnotherReplicaOfBerthWritesProvesNothing(t *testing.T) {
+	l := newLagTest(t)
+	l.leads = false
+	v := l.made("new", corev1.VolumePending)
+	l.pass(time.Second)
+	l.writes(l.made("younger", corev1.VolumePending), corev1.VolumeBound) // by the leader
+	l.waits(v, true)                                                      // this replica leads now
+	l.writes(l.made("youngest", corev1.VolumePending), corev1.VolumeBound)
+	l.waits(v, false)
+}
+
+func TestReadsAreNotTakenForDeath(t *testing.T) {
+	l := newLagTest(t)
+	for i := range 1000 {
+		l.reads[string(rune(i))] = true
+	}
+	v := l.made("new", corev1.VolumePending)
+	l.waits(v, true)
+	l.pass(l.pace.Silence)
+	l.waits(v, true)
+	l.pass(1000 * l.pace.Read)
+	l.waits(v, false)
 }
 
 func TestWhatBerthWritesIsNoSignOfLife(t *testing.T) {

@@ -19,6 +19,8 @@ type lagWatcher struct {
 	client client.Client
 	cache  cache.Cache
 	lag    *volumeLag
+	// concerns passes the volumes of our drivers.
+	concerns func(client.Object) bool
 }
 
 // NeedLeaderElection is false: it writes nothing.
@@ -38,6 +40,7 @@ func (w *lagWatcher) Start(ctx context.Context) error {
 	}
 	w.lag.claimOf = func(volume *corev1.PersistentVolume) *corev1.PersistentVolumeClaim { return w.claimOf(ctx, volume) }
 	w.lag.volumesOf = func(claim types.NamespacedName) []*corev1.PersistentVolume { return w.volumesOf(ctx, claim) }
+	w.lag.serves = func(volume *corev1.PersistentVolume) bool { return w.concerns(volume) }
 	volumesShown, err := volumes.AddEventHandler(w.volumeHandler())
 	if err != nil {
 		return fmt.Errorf("watch volumes: %w", err)

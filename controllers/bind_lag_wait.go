@@ -1,0 +1,141 @@
+package controllers
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Wait returns how long to wait before asking again whether
+// kube-controller-manager has read the volume, and for what; 0 when it surely
+// has, or is dead. writes is the number of other writes that are due to
+// claims, for which its client has the same tokens.
+func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Duration, string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	seen := l.await(volume)
+	l.look()
+	age := l.clock.Since(seen.at)
+	switch need := l.need(writes); {
+	case !l.ready:
+		return poll(age), "Berth is still reading which volumes there are"
+	case l.dead, l.read.place > 0 && seen.place <= l.read.place:
+		return 0, ""
+	case !l.oldest.IsZero() && l.oldest.Before(seen.at.Add(l.pace.Margin)):
+		return poll(age), "kube-controller-manager has older volumes to deal with"
+	case need > l.pace.Leave:
+		return poll(age), "kube-controller-manager is far behind with volumes, and binds this one when it gets there"
+	case age < need:
+		return min(need-age, poll(age)), "kube-controller-manager may be behind with volumes"
+	case !l.alive.After(seen.at):
+		return poll(age), "kube-controller-manager has done nothing since the volume is there"
+	}
+	return 0, ""
+}
+
+// poll is how soon to look again at something that has lasted for age.
+func poll(age time.Duration) time.Duration {
+	return min(max(age/8, 100*time.Millisecond), time.Second)
+}
+
+// need is how old a volume must be for the worker to have read it, by what
+// can't be seen.
+func (l *volumeLag) need(writes int) time.Duration {
+	need := min(time.Duration(l.total)*l.pace.Resync, l.pace.MaxResync)
+	if reads := len(l.reads); reads > 0 {
+		need += time.Duration(reads+writes) * l.pace.Read
+	}
+	return max(need, l.known())
+}
+
+// known is what of the learned lag is not forgotten yet.
+func (l *volumeLag) known() time.Duration {
+	return l.learned >> min(62, l.clock.Since(l.learnedAt)/l.pace.Forget)
+}
+
+// look brings up to date what depends on all signs and waiting volumes.
+func (l *volumeLag) look() {
+	now := l.clock.Now()
+	if now.Sub(l.looked) < l.pace.Look {
+		return
+	}
+	l.looked, l.oldest, l.stuck, l.asked = now, time.Time{}, 0, time.Time{}
+	for _, sign := range l.signs {
+		switch {
+		case l.isStuck(sign, now):
+			l.stuck++
+		case l.oldest.IsZero() || sign.since.Before(l.oldest):
+			l.oldest = sign.since
+		}
+	}
+	for _, volume := range l.waiting {
+		if l.asked.IsZero() || volume.at.Before(l.asked) {
+			l.asked = volume.at
+		}
+	}
+	if l.asked.IsZero() {
+		return
+	}
+	since := l.asked
+	if l.alive.After(since) {
+		since = l.alive
+	}
+	// Reads are work that nobody sees.
+	l.dead = l.dead || now.Sub(since) >= l.pace.Silence+l.need(0)
+}
+
+// isStuck reports whether the worker has been through sign's volume without doing
+// what it has to.
+func (l *volumeLag) isStuck(sign *lagSign, now time.Time) bool {
+	patience, passed := l.pace.Stuck, l.read.at.After(sign.since.Add(l.pace.Margin))
+	if sign.place > 0 {
+		patience, passed = l.pace.NewStuck, l.read.place > sign.place
+	}
+	if passed && sign.passed.IsZero() {
+		sign.passed = now
+	}
+	return !sign.passed.IsZero() && now.Sub(sign.passed) >= patience
+}
+
+// Known returns the lag that is known, and how many signs do not count since
+// they stay for ever.
+func (l *volumeLag) Known(writes int) (lag time.Duration, stuck int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.look()
+	lag = l.need(writes)
+	if !l.oldest.IsZero() {
+		lag = max(lag, l.clock.Since(l.oldest))
+	}
+	return lag, l.stuck
+}
+
+// CalledLost notes that kube-controller-manager has called the claim of a volume
+// of that age Lost: it had not read it yet. It returns how long to wait
+// before putting the claim right; 0 when it is time.
+func (l *volumeLag) CalledLost(name string, age time.Duration) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Now()
+	lost, again := l.lost[name]
+	if !again {
+		lost = &lostClaim{wait: l.pace.Repair, due: now.Add(l.pace.Repair)}
+		l.lost[name] = lost
+	}
+	if lag := min(2*age, l.pace.MaxLearned); !again && age < l.pace.MaxLearned && lag > l.known() {
+		l.learned, l.learnedAt = lag, now
+	}
+	return max(0, lost.due.Sub(now))
+}
+
+// Repaired notes that Berth has put a claim right. The next time it waits longer.
+func (l *volumeLag) Repaired(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lost, known := l.lost[name]
+	if !known {
+		return
+	}
+	lost.wait = min(2*lost.wait, l.pace.MaxRepair)
+	lost.due = l.clock.Now().Add(lost.wait)
+}
