@@ -178,7 +178,7 @@ func TestTenantInALoopGetsNoMoreThanItsQuota(t *testing.T) {
 		if counted := s.counted(s.claimOf(volume)); counted < size {
 			t.Errorf("the storage is asked for %d, and quotas count %d", size, counted)
 		}
-		switch rand.N(8) { //nolint:gosec // nothing secret about it
+		switch rand.N(8) {
 		case 0:
 			return true, status.Error(codes.DeadlineExceeded, "no answer")
 		case 1:
@@ -206,7 +206,7 @@ func TestTenantInALoopGetsNoMoreThanItsQuota(t *testing.T) {
 				s.get(mine)
 				has := mine.Status.Capacity.Storage().Value()
 				for _, edit := range []func(*corev1.PersistentVolumeClaim){
-					ask(fmt.Sprint(has + 1 + rand.N(2*gib))), //nolint:gosec // nothing secret about it
+					ask(fmt.Sprint(has + 1 + rand.N(2*gib))),
 					annotate("n", fmt.Sprint(n)), ask(fmt.Sprint(has + 1)), annotate("n", fmt.Sprint(-n)),
 				} {
 					_ = tryPatch(s, mine, edit) // the quota, or what the claim has by now, may forbid it

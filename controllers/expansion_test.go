@@ -115,9 +115,11 @@ func TestExpansionThatIsRefusedLeavesAConditionUntilItIsGivenUp(t *testing.T) {
 	s.expectEvent(claim, "Warning VolumeResizeFailed", "the pool has 5Gi in all")
 	s.Eventually(func() []corev1.PersistentVolumeClaimConditionType { return s.resizeConditions(claim) }).
 		Should(gomega.Equal([]corev1.PersistentVolumeClaimConditionType{corev1.PersistentVolumeClaimControllerResizeError}))
-	s.Consistently(driver.Expansions, quiet).Should(gomega.HaveLen(1))
+	asked := len(driver.Expansions())
+	s.Expect(asked).To(gomega.BeNumerically("<=", 2), "it is asked again only when somebody else wrote to the claim meanwhile")
+	s.Consistently(driver.Expansions, quiet).Should(gomega.HaveLen(asked))
 	s.Expect(s.sizes(claim)).To(gomega.Equal([2]string{"1Gi", "1Gi"}))
-	s.Expect(b.metric("berth_expansions_failed_total")).To(gomega.Equal(1.0))
+	s.Expect(b.metric("berth_expansions_failed_total")).To(gomega.Equal(float64(asked)))
 
 	driver.OnExpand(nil)
 	next := "3Gi" // less than before

@@ -35,7 +35,7 @@ func TestGeneratedRolesSuffice(t *testing.T) {
 	cp := sharedControlPlane(t)
 	config, err := cp.User(minimalUser)
 	s.ok(err)
-	s.run(driver, func(o *berthOptions) { o.config = config })
+	s.run(driver, func(o *berthOptions) { o.config = config }, impatient)
 	class := s.class(waitForConsumer, growing, func(c *storagev1.StorageClass) { c.Annotations[defaultClassKey] = "true" })
 
 	// Reschedule, provision, bind, expand, protect and unprotect, reclaim.

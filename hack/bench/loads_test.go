@@ -16,8 +16,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-func parseLoads(env map[string]string, args ...string) (loadsConfig, error) {
-	return parseLoadsConfig(args, func(name string) (string, bool) {
+func parseLoads(env map[string]string) (loadsConfig, error) {
+	return parseLoadsConfig(nil, func(name string) (string, bool) {
 		value, ok := env[name]
 		return value, ok
 	}, io.Discard)

@@ -22,7 +22,7 @@ func allocated(dir Dir, name string) (int64, error) {
 	}
 	bytes := st.Blocks * sectorSize
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
-		bytes /= int64(st.Nlink) //nolint:gosec,unconvert // far below 1<<63; its type differs between architectures
+		bytes /= int64(st.Nlink) //nolint:gosec // far below 1<<63; its type differs between architectures
 	}
 	return bytes, nil
 }

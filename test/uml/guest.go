@@ -83,7 +83,7 @@ func runTest(j job) (status int, _ error) {
 	cmd := exec.Command("/"+binaryFile, j.Args...) //nolint:noctx // the machine is there for nothing else
 	cmd.Stdout, cmd.Stderr, cmd.Dir = output, output, "/tmp"
 	// No registers that the kernel may not know of: see xstate/ptrace.c.
-	cmd.Env = append(j.Env, "PATH=/", "HOME=/tmp", "TMPDIR=/tmp", "GODEBUG=cpu.all=off", phaseEnv+"="+j.Phase)
+	cmd.Env = append(slices.Clone(j.Env), "PATH=/", "HOME=/tmp", "TMPDIR=/tmp", "GODEBUG=cpu.all=off", phaseEnv+"="+j.Phase)
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

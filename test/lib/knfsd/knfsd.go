@@ -75,7 +75,7 @@ func Start(t *testing.T, m *uml.Machine, disk string) *Server {
 // tell writes a line to a file of the server.
 func tell(t *testing.T, file, line string) {
 	t.Helper()
-	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	f, err := os.OpenFile(file, os.O_RDWR, 0) //nolint:gosec // a file of the kernel's
 	must(t, err)
 	_, err = f.WriteString(line + "\n")
 	if err != nil {
@@ -91,7 +91,7 @@ func (s *Server) Export(t *testing.T) string {
 	t.Helper()
 	s.exports++
 	name := fmt.Sprintf("export-%d", s.exports)
-	must(t, os.Mkdir(filepath.Join(s.Base, name), 0o755))
+	must(t, os.Mkdir(filepath.Join(s.Base, name), 0o755)) //nolint:gosec // as exports are
 	// That the directory is no export of its own is worth saying: the server
 	// would ask.
 	tell(t, "/proc/net/rpc/nfsd.export/channel", fmt.Sprintf("%s %s %d", domain, filepath.Join(s.Base, name), never))
@@ -109,7 +109,7 @@ func (s *Server) mount(procedure uint32, args []byte) []byte {
 		return binary.BigEndian.AppendUint32(nil, uint32(unix.EACCES))
 	}
 	reply := binary.BigEndian.AppendUint32(nil, 0)
-	reply = binary.BigEndian.AppendUint32(reply, uint32(len(handle)))
+	reply = binary.BigEndian.AppendUint32(reply, uint32(len(handle))) //nolint:gosec // 64 at most
 	reply = append(reply, handle...)
 	reply = append(reply, make([]byte, -len(handle)&3)...)
 	return append(reply, 0, 0, 0, 1, 0, 0, 0, 1) // one way to authenticate: AUTH_SYS
@@ -135,7 +135,8 @@ func (s *Server) handle(path string) ([]byte, error) {
 // returns its port.
 func serveRPC(t *testing.T, address string, answer func(procedure uint32, args []byte) []byte) (port uint16) {
 	t.Helper()
-	listener, err := net.Listen("tcp", address)
+	var config net.ListenConfig
+	listener, err := config.Listen(t.Context(), "tcp", address)
 	must(t, err)
 	t.Cleanup(func() { _ = listener.Close() })
 	go func() {
@@ -147,7 +148,7 @@ func serveRPC(t *testing.T, address string, answer func(procedure uint32, args [
 			go answerCalls(conn, answer)
 		}
 	}()
-	return uint16(listener.Addr().(*net.TCPAddr).Port)
+	return uint16(listener.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port
 }
 
 func answerCalls(conn net.Conn, answer func(procedure uint32, args []byte) []byte) {
@@ -172,7 +173,7 @@ func answerCalls(conn net.Conn, answer func(procedure uint32, args []byte) []byt
 		reply.Write(binary.BigEndian.AppendUint32(nil, 1)) // a reply
 		reply.Write(make([]byte, 16))                      // accepted, no verifier, success
 		reply.Write(answer(binary.BigEndian.Uint32(call[20:]), args))
-		record := binary.BigEndian.AppendUint32(nil, 1<<31|uint32(reply.Len()))
+		record := binary.BigEndian.AppendUint32(nil, 1<<31|uint32(reply.Len())) //nolint:gosec // some hundred bytes
 		if _, err := conn.Write(append(record, reply.Bytes()...)); err != nil {
 			return
 		}

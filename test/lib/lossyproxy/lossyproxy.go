@@ -44,7 +44,8 @@ type Proxy struct {
 // New starts a proxy before target, a host:port, that ends with t.
 func New(t testing.TB, target string, seed uint64, faults Faults) *Proxy {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	var config net.ListenConfig
+	listener, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -103,17 +103,17 @@ func (d *dir) SetAttr(ctx context.Context, attr directory.Attr) error {
 	if attr.UID == nil && attr.GID == nil {
 		chown = Ignored
 	}
-	switch {
-	case chown == Refused:
+	switch chown {
+	case Refused:
 		return fmt.Errorf("chown: %w", syscall.EPERM)
-	case chown == Ignored:
+	case Ignored:
 		attr.UID, attr.GID = nil, nil
 	}
 	if chmod == Made {
 		return d.Dir.SetAttr(ctx, attr)
 	}
 	if chown == Made {
-		now, err := d.Dir.Stat(ctx)
+		now, err := d.Stat(ctx)
 		if err != nil {
 			return err
 		}
