@@ -61,7 +61,7 @@ func (p *protocol4) within(ctx context.Context, s *state4, c change, operations 
 		slot, err := s.take(ctx, patience)
 		if errors.Is(err, errStateLost) || errors.Is(err, errNoSlot) {
 			final = err
-			return false, nil //nolint:nilerr // it is final: to ask again would not help
+			return false, nil
 		}
 		if err != nil {
 			return false, err
@@ -72,7 +72,7 @@ func (p *protocol4) within(ctx context.Context, s *state4, c change, operations 
 		if err != nil {
 			s.slots <- slot
 			final = err
-			return false, nil
+			return false, nil //nolint:nilerr // it is final: to ask again would not help
 		}
 		record, late, connection, err := p.nfs.once(ctx, xid, message, patience)
 		switch {
