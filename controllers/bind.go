@@ -82,6 +82,7 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		Grace:      r.Grace,
 		PodGrace:   r.Grace * 4 / 5,
 		NextInLine: 40,
+		JustPassed: 8,
 		Quiet:      r.Grace,
 		GiveUp:     10 * r.Grace,
 	})

@@ -24,7 +24,7 @@ import (
 //   - A volume that the worker still has to write to (its claim is gone, or it
 //     is to become Available) was not reached. Younger volumes wait behind it.
 //   - A younger volume that the worker has written to, or has bound, was
-//     reached, and with it all that are older. This is a proof.
+//     reached, and with it all that are older.
 //   - Some volumes cost the worker requests, or time, and show nothing: those
 //     are reckoned.
 //   - A claim that was called Lost all the same says how much was overlooked.
@@ -68,6 +68,9 @@ type volumeLag struct {
 	// for dead when it is silent for too long, until it gives one.
 	alive time.Time
 	dead  bool
+
+	// progress is when the worker last did what a sign was waiting for.
+	progress time.Time
 
 	learned   time.Duration
 	learnedAt time.Time
@@ -202,6 +205,9 @@ func (l *volumeLag) phaseMoved(before, after *corev1.PersistentVolume) {
 		return
 	}
 	l.lives()
+	if _, waited := l.signs[name]; waited {
+		l.progress = l.alive
+	}
 	if wasFresh && isFresh(before) {
 		l.proves(seen)
 	}

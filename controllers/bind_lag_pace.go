@@ -18,9 +18,10 @@ type lagPace struct {
 	// which binds them when it gets there.
 	Leave time.Duration
 	// Stuck is for how long a sign must have stayed, after a volume that was made
-	// later was read, to be taken for one that stays for ever: the volumes of
-	// deleted claims join the worker's queue by way of that of claims. NewStuck is
-	// the same for new volumes, which join it themselves.
+	// later was read and while nothing was done about any other, to be taken for one
+	// that stays for ever: the volumes of deleted claims join the worker's queue by
+	// way of that of claims. NewStuck is the same for a few new volumes, which join
+	// it themselves.
 	Stuck, NewStuck time.Duration
 	// Silence is how long kube-controller-manager may have something to do and
 	// do nothing before it is taken for dead.

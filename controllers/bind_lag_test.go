@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -185,15 +186,37 @@ func TestVolumesThatAreToBecomeAvailableAreASign(t *testing.T) {
 	l.waits(v, false)
 }
 
+// costing has n volumes cost the worker a read each.
+func (l *lagTest) costing(n int) {
+	for i := range n {
+		l.reads[fmt.Sprint(i)] = true
+	}
+}
+
 func TestAYoungerVolumeThatWasReadProvesTheOlder(t *testing.T) {
 	l := newLagTest(t)
-	l.made("old", corev1.VolumeBound)
-	l.deletes("old", false)
+	l.costing(100)
 	v := l.made("new", corev1.VolumePending)
 	younger := l.made("younger", corev1.VolumePending)
 	l.waits(v, true)
 	l.writes(younger, corev1.VolumeBound)
 	l.waits(v, false)
+}
+
+// Somebody else may have written the younger one's phase: a tool that repairs, or
+// restores.
+func TestAYoungerVolumeDoesNotOutweighAnOlderOneThatWaits(t *testing.T) {
+	l := newLagTest(t)
+	for i := range 2 * fewSigns {
+		l.static(fmt.Sprint("static", i))
+	}
+	v := l.made("new", corev1.VolumePending)
+	l.writes(l.static("younger"), corev1.VolumeAvailable)
+	for range 20 {
+		l.pass(time.Second)
+		l.ClusterLives()
+		l.waits(v, true)
+	}
 }
 
 func TestWhatBerthWritesProvesNothing(t *testing.T) {
@@ -220,14 +243,12 @@ func TestWhatAnotherReplicaOfBerthWritesProvesNothing(t *testing.T) {
 
 func TestReadsAreNotTakenForDeath(t *testing.T) {
 	l := newLagTest(t)
-	for i := range 1000 {
-		l.reads[string(rune(i))] = true
-	}
+	l.costing(100)
 	v := l.made("new", corev1.VolumePending)
 	l.waits(v, true)
 	l.pass(l.pace.Silence)
 	l.waits(v, true)
-	l.pass(1000 * l.pace.Read)
+	l.pass(100 * l.pace.Read)
 	l.waits(v, false)
 }
 
@@ -266,10 +287,7 @@ func TestReleasedVolumesOfClaimsMadeAnewTakeTime(t *testing.T) {
 
 func TestLongLagIsLeftToTheCluster(t *testing.T) {
 	l := newLagTest(t)
-	l.reads = map[string]bool{}
-	for i := range 300 {
-		l.reads[string(rune(i))] = true
-	}
+	l.costing(300)
 	v := l.made("new", corev1.VolumePending)
 	l.pass(time.Minute)
 	l.ClusterLives()
@@ -332,8 +350,6 @@ func TestSignThatStaysWhileYoungerVolumesAreReadIsStuck(t *testing.T) {
 
 func TestSilentClusterIsTakenForDeadUntilItLives(t *testing.T) {
 	l := newLagTest(t)
-	l.made("old", corev1.VolumeBound)
-	l.deletes("old", false)
 	l.pass(time.Hour) // nobody asked anything of it
 	v := l.made("new", corev1.VolumePending)
 	l.waits(v, true)
@@ -345,6 +361,46 @@ func TestSilentClusterIsTakenForDeadUntilItLives(t *testing.T) {
 	l.ClusterLives()
 	x := l.made("last", corev1.VolumePending)
 	l.waits(x, true)
+}
+
+// When it comes back it may go on where it was: it was frozen, or cut off.
+func TestDeadClusterThatHasOlderVolumesToDealWithIsWaitedFor(t *testing.T) {
+	for what, burden := range map[string]func(*lagTest){
+		"a volume whose claim is gone": func(l *lagTest) { l.made("old", corev1.VolumeBound); l.deletes("old", false) },
+		"a volume that is new":         func(l *lagTest) { l.static("static") },
+		"many reads":                   func(l *lagTest) { l.costing(400) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			l := newLagTest(t)
+			burden(l)
+			v := l.made("new", corev1.VolumePending)
+			l.waits(v, true)
+			l.pass(10 * l.pace.Silence)
+			l.waits(v, true)
+		})
+	}
+}
+
+// One that has started anew has read all volumes at once, and may bind any of
+// them before it has dealt with older ones.
+func TestManyVolumesThatArePassedOverAreNotStuckWhileTheyGo(t *testing.T) {
+	l := newLagTest(t)
+	var statics []*corev1.PersistentVolume
+	for i := range 2 * fewSigns {
+		statics = append(statics, l.static(fmt.Sprint("static", i)))
+	}
+	l.writes(l.made("read", corev1.VolumePending), corev1.VolumeBound)
+	v := l.made("new", corev1.VolumePending)
+	for _, static := range statics {
+		l.pass(l.pace.NewStuck / 2)
+		l.waits(v, true)
+		l.writes(static, corev1.VolumeAvailable)
+	}
+	l.ClusterLives()
+	l.waits(v, false)
+	if _, stuck := l.Known(0); stuck != 0 {
+		t.Errorf("%d signs are stuck", stuck)
+	}
 }
 
 func TestLostClaimTeachesTheLag(t *testing.T) {

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"math"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -8,7 +9,7 @@ import (
 
 // Wait returns how long to wait before asking again whether
 // kube-controller-manager has read the volume, and for what; 0 when it surely
-// has, or is dead. writes is the number of other writes that are due to
+// has, or is dead and has nothing older to deal with when it comes back. writes is the number of other writes that are due to
 // claims, for which its client has the same tokens.
 func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Duration, string) {
 	l.mu.Lock()
@@ -19,15 +20,15 @@ func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Dura
 	switch need := l.need(writes); {
 	case !l.ready:
 		return poll(age), "Berth is still reading which volumes there are"
-	case l.dead, l.read.place > 0 && seen.place <= l.read.place:
-		return 0, ""
 	case !l.oldest.IsZero() && l.oldest.Before(seen.at.Add(l.pace.Margin)):
 		return poll(age), "kube-controller-manager has older volumes to deal with"
+	case l.read.place > 0 && seen.place <= l.read.place:
+		return 0, ""
 	case need > l.pace.Leave:
 		return poll(age), "kube-controller-manager is far behind with volumes, and binds this one when it gets there"
 	case age < need:
 		return min(need-age, poll(age)), "kube-controller-manager may be behind with volumes"
-	case !l.alive.After(seen.at):
+	case !l.dead && !l.alive.After(seen.at):
 		return poll(age), "kube-controller-manager has done nothing since the volume is there"
 	}
 	return 0, ""
@@ -50,7 +51,8 @@ func (l *volumeLag) need(writes int) time.Duration {
 
 // known is what of the learned lag is not forgotten yet.
 func (l *volumeLag) known() time.Duration {
-	return l.learned >> min(62, l.clock.Since(l.learnedAt)/l.pace.Forget)
+	halvings := l.clock.Since(l.learnedAt).Seconds() / l.pace.Forget.Seconds()
+	return time.Duration(float64(l.learned) * math.Exp2(-halvings))
 }
 
 // look brings up to date what depends on all signs and waiting volumes.
@@ -60,9 +62,15 @@ func (l *volumeLag) look() {
 		return
 	}
 	l.looked, l.oldest, l.stuck, l.asked = now, time.Time{}, 0, time.Time{}
+	passedOver := 0
+	for _, sign := range l.signs {
+		if l.isPassedOver(sign, now) {
+			passedOver++
+		}
+	}
 	for _, sign := range l.signs {
 		switch {
-		case l.isStuck(sign, now):
+		case l.isStuck(sign, now, passedOver):
 			l.stuck++
 		case l.oldest.IsZero() || sign.since.Before(l.oldest):
 			l.oldest = sign.since
@@ -84,18 +92,38 @@ func (l *volumeLag) look() {
 	l.dead = l.dead || now.Sub(since) >= l.pace.Silence+l.need(0)
 }
 
-// isStuck reports whether the worker has been through sign's volume without doing
-// what it has to.
-func (l *volumeLag) isStuck(sign *lagSign, now time.Time) bool {
-	patience, passed := l.pace.Stuck, l.read.at.After(sign.since.Add(l.pace.Margin))
+// isPassedOver reports whether the worker has read a volume that is behind that of
+// sign in its queue.
+func (l *volumeLag) isPassedOver(sign *lagSign, now time.Time) bool {
+	passed := l.read.at.After(sign.since.Add(l.pace.Margin))
 	if sign.place > 0 {
-		patience, passed = l.pace.NewStuck, l.read.place > sign.place
+		passed = l.read.place > sign.place
 	}
 	if passed && sign.passed.IsZero() {
 		sign.passed = now
 	}
-	return !sign.passed.IsZero() && now.Sub(sign.passed) >= patience
+	return !sign.passed.IsZero()
 }
+
+// isStuck reports whether nothing will come of sign. When many have been passed over
+// kube-controller-manager has started anew, has read all volumes at once, and
+// works them off now.
+func (l *volumeLag) isStuck(sign *lagSign, now time.Time, passedOver int) bool {
+	if sign.passed.IsZero() {
+		return false
+	}
+	since, patience := sign.passed, l.pace.Stuck
+	if l.progress.After(since) {
+		since = l.progress
+	}
+	if sign.place > 0 && passedOver <= fewSigns {
+		patience = l.pace.NewStuck
+	}
+	return now.Sub(since) >= patience
+}
+
+// fewSigns may be stuck at once and be told by their order alone.
+const fewSigns = 3
 
 // Known returns the lag that is known, and how many signs do not count since
 // they stay for ever.

@@ -12,17 +12,18 @@ import (
 // bindPacer decides when it is safe to bind a volume that
 // kube-controller-manager has not bound yet.
 //
-// Two things can go wrong (docs/binding.md). kube-controller-manager marks a
-// bound claim Lost when it has not yet seen the claim's volume: so a volume
-// must have been visible for a while. And it warns of a conflict when a claim
+// It guards against the lesser of the two things that can go wrong
+// (docs/binding.md; volumeLag guards against the other):
+// kube-controller-manager warns of a conflict when a claim
 // changes between the moment it looks at it and the moment it writes its
 // trigger annotation into it, its only write to an unbound claim. It looks at claims
 // in the order they were made, and its rate limiter lets the writes through in
 // the same order, at most 20 a second. So a claim that carries the annotation is
-// safe; so is one that a younger claim overtook, which means that
+// safe; so is one that younger claims have overtaken, which means that
 // kube-controller-manager found the volume when it looked; and when no
 // annotation has been written for a while, none is on its way. What is left are
-// the claims next in line while annotations are being written: those wait.
+// the claims about to be next in line while annotations are being written: those
+// wait.
 type bindPacer struct {
 	clock clock.PassiveClock
 	pace  bindPace
@@ -46,15 +47,16 @@ type bindPace struct {
 	// Settle is how long a volume must have been visible in any case.
 	Settle time.Duration
 	// Grace is how long kube-controller-manager has for a claim that is not
-	// next in line, or that a younger one overtook.
+	// next in line.
 	Grace time.Duration
 	// PodGrace is Grace for a claim that a pod waits for: kube-scheduler, which
 	// has selected the node, looks once a second whether the claim is bound, for
 	// the first time after a second.
 	PodGrace time.Duration
 	// NextInLine is how many claims kube-controller-manager may have looked at
-	// without having written to them.
-	NextInLine int
+	// without having written to them, and JustPassed how many places it may be out
+	// of order.
+	NextInLine, JustPassed int
 	// Quiet is for how long no annotation has been written when none is on its
 	// way.
 	Quiet time.Duration
@@ -76,8 +78,6 @@ const (
 
 type waitingClaim struct {
 	firstSeen time.Time
-	// overtaken is when it was noticed that a younger claim got the annotation.
-	overtaken time.Time
 	// bound is when Bound was called.
 	bound time.Time
 }
@@ -175,22 +175,25 @@ func (p *bindPacer) Wait(claim types.UID, state claimState, age time.Duration) t
 	if state == claimSelected {
 		grace = p.pace.PodGrace
 	}
-	return max(0, min(p.patience(w, p.places[claim], grace, age), p.pace.GiveUp-age))
+	return max(0, min(p.patience(p.places[claim], grace, age), p.pace.GiveUp-age))
 }
 
 // patience is how long a claim without the annotation waits from now on.
-func (p *bindPacer) patience(w *waitingClaim, place uint64, grace, age time.Duration) time.Duration {
-	if place < p.head {
-		if w.overtaken.IsZero() {
-			w.overtaken = p.clock.Now()
-		}
-		return grace - p.clock.Since(w.overtaken)
-	}
+func (p *bindPacer) patience(place uint64, grace, age time.Duration) time.Duration {
 	still := p.pace.Quiet - p.clock.Since(p.headMoved)
-	if p.ahead(place) < p.pace.NextInLine && still > 0 {
+	if still > 0 && p.nearHead(place) {
 		return max(still, grace-age)
 	}
 	return grace - age
+}
+
+// nearHead reports whether the annotation of a claim in that place may be on its
+// way, when annotations are being written.
+func (p *bindPacer) nearHead(place uint64) bool {
+	if place < p.head {
+		return p.head-place <= uint64(p.pace.JustPassed)
+	}
+	return p.ahead(place) < p.pace.NextInLine
 }
 
 // ahead counts the claims between the head of the line and place.

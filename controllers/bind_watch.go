@@ -91,8 +91,10 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 			if !ok || !ok2 {
 				return
 			}
-			if after.Spec.VolumeName == "" && !isTriggered(before) && isTriggered(after) {
-				w.lag.ClusterLives() // nobody else writes this annotation
+			triggered := after.Spec.VolumeName == "" && !isTriggered(before) && isTriggered(after)
+			lost := before.Status.Phase != corev1.ClaimLost && after.Status.Phase == corev1.ClaimLost
+			if triggered || lost {
+				w.lag.ClusterLives() // nobody else writes that
 			}
 			if before.UID != after.UID || before.Spec.VolumeName != after.Spec.VolumeName {
 				w.lag.ClaimMoved(client.ObjectKeyFromObject(after))
@@ -103,6 +105,7 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 			if err != nil {
 				return
 			}
+			w.lag.ClusterLives() // it has taken its finalizer off
 			if namespace, name, err := toolscache.SplitMetaNamespaceKey(key); err == nil {
 				w.lag.ClaimMoved(types.NamespacedName{Namespace: namespace, Name: name})
 			}
