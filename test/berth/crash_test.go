@@ -81,18 +81,30 @@ func eachCrash(t *testing.T, points []crashpoint.Point, test func(t *testing.T, 
 	}
 }
 
+// bindingPoints are reached only when berth binds.
+var bindingPoints = []crashpoint.Point{crashpoint.VolumePhaseBound, crashpoint.ClaimSpecBound, crashpoint.ClaimPhaseBound}
+
 // crashWhileMaking creates claims until berth was killed at point. That is the
-// first one, unless kube-controller-manager has bound it before berth could.
+// first one, unless kube-controller-manager has bound it before berth could. One by
+// one it binds them all; so where it must not, there are more at once than
+// its client may write in a second.
 func (s *site) crashWhileMaking(point crashpoint.Point) []*corev1.PersistentVolumeClaim {
 	s.t.Helper()
 	p := s.start(point, eager)
+	atOnce := 1
+	if slices.Contains(bindingPoints, point) {
+		atOnce = 40
+	}
 	var claims []*corev1.PersistentVolumeClaim
 	for p.running() && len(claims) < 200 {
-		claim := s.claim(fmt.Sprintf("data-%d", len(claims)))
-		claims = append(claims, claim)
+		for range atOnce {
+			claims = append(claims, s.claim(fmt.Sprintf("data-%d", len(claims))))
+		}
 		s.Eventually(func() bool {
-			s.get(claim)
-			return claim.Status.Phase == corev1.ClaimBound || !p.running()
+			return !p.running() || !slices.ContainsFunc(claims, func(claim *corev1.PersistentVolumeClaim) bool {
+				s.get(claim)
+				return claim.Status.Phase != corev1.ClaimBound
+			})
 		}).Should(gomega.BeTrue())
 	}
 	p.expectCrash()
