@@ -70,6 +70,8 @@ func (s *OrphanSweeper) Start(ctx context.Context) error {
 
 // survey is what one look through what a driver keeps has found.
 type survey struct {
+	// began is when the driver was asked.
+	began time.Time
 	// found holds the volumes whose storage is where they say, and the pool it is in.
 	found map[string]string
 	// unnamed are those of them that don't say which pool they lie in, as far as one
@@ -112,7 +114,7 @@ func (s *OrphanSweeper) sweep(ctx context.Context, name string) error {
 // look sorts what the driver keeps by what the cache knows of it. What can't be read
 // of it keeps no other from being looked at.
 func (s *OrphanSweeper) look(ctx context.Context, inventory provisioner.Inventory, identifies bool) *survey {
-	seen := &survey{found: map[string]string{}}
+	seen := &survey{began: s.Clock.Now(), found: map[string]string{}}
 	for record, err := range inventory.Volumes(ctx) {
 		if err != nil {
 			seen.failed = append(seen.failed, fmt.Errorf("list volumes: %w", err))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
@@ -93,6 +94,7 @@ func (s *OrphanSweeper) countMissing(ctx context.Context, name string, inventory
 		switch {
 		case found || volume.Annotations[volumehelpers.AnnDynamicallyProvisioned] != name:
 		case volume.DeletionTimestamp != nil || s.Clock.Since(volume.CreationTimestamp.Time) < s.Grace:
+		case !volume.CreationTimestamp.Time.Before(seen.began.Add(-time.Second)): // of the API server's clock, whole seconds
 		case seen.isUnread(inventory.RecordOf(volume).Place):
 		case served != nil && !served[nodeOf(s.Drivers, volume)]:
 			// Nobody was asked. LostNodeReconciler tells of nodes that are gone.

@@ -1,6 +1,8 @@
 package request
 
 import (
+	"math"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -25,8 +27,12 @@ func CheckClaim(claim *corev1.PersistentVolumeClaim) error {
 	if source := claim.Spec.DataSourceRef; source != nil {
 		return refuseSource("claim field spec.dataSourceRef", source.Kind, source.Name)
 	}
-	if size := claim.Spec.Resources.Requests[corev1.ResourceStorage]; size.Sign() <= 0 {
+	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	switch {
+	case size.Sign() <= 0:
 		return provisioner.Infeasible(SizeField, size.String(), "ask for more than nothing")
+	case size.CmpInt64(math.MaxInt64) > 0:
+		return provisioner.Infeasible(SizeField, size.String(), "ask for less than 8Ei, more bytes than that can't be counted")
 	}
 	return nil
 }
