@@ -89,6 +89,18 @@ type volumeLag struct {
 type sighting struct {
 	place uint64
 	at    time.Time
+	// behind says that there were signs already. Every volume may have been in the
+	// worker's queue then, in front of this one: a resync puts all of them there,
+	// and what is in the queue joins it no second time. So whichever claim goes from
+	// now on may keep the worker from this volume.
+	behind bool
+}
+
+// sighted returns what a volume is known by that the watch shows now.
+func (l *volumeLag) sighted() sighting {
+	seen := sighting{place: l.next, at: l.clock.Now(), behind: len(l.signs) > l.stuck}
+	l.next++
+	return seen
 }
 
 type lagSign struct {
@@ -174,7 +186,7 @@ func (l *volumeLag) VolumeAdded(volume *corev1.PersistentVolume, known bool) {
 	if isFresh(volume) {
 		s := l.sight(volume.Name)
 		if known {
-			s.place = 0 // lists have no order
+			s.place, s.behind = 0, true // lists have no order
 			l.fresh[volume.Name] = s
 		}
 	}
@@ -293,8 +305,7 @@ func (l *volumeLag) proves(seen sighting) {
 func (l *volumeLag) sight(name string) sighting {
 	seen, known := l.fresh[name]
 	if !known {
-		seen = sighting{place: l.next, at: l.clock.Now()}
-		l.next++
+		seen = l.sighted()
 		l.fresh[name] = seen
 	}
 	return seen
@@ -310,8 +321,7 @@ func (l *volumeLag) await(volume *corev1.PersistentVolume) sighting {
 	if isFresh(volume) {
 		seen = l.sight(volume.Name)
 	} else { // a bind that somebody began
-		seen = sighting{place: l.next, at: l.clock.Now()}
-		l.next++
+		seen = l.sighted()
 	}
 	l.waiting[volume.Name] = seen
 	return seen

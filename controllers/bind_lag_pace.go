@@ -4,7 +4,8 @@ import "time"
 
 // lagPace holds the constants of a volumeLag.
 type lagPace struct {
-	// Margin is how much younger than a volume a sign may be and still count.
+	// Margin is how much younger than a volume a sign may be and still count, when
+	// there was none as the volume was made.
 	// It covers claims that are deleted about when the volume is made: watches of
 	// volumes and of claims do not run in step.
 	Margin time.Duration

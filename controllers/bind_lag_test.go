@@ -167,12 +167,26 @@ func TestSignThatIsMuchYoungerThanTheVolumeDoesNotCount(t *testing.T) {
 	l.waits(v, true) // about at the same time: it may have been first
 
 	l.made("old2", corev1.VolumeBound)
-	w := l.made("new2", corev1.VolumePending)
 	l.writes(l.volumes["old"], corev1.VolumeReleased)
+	w := l.made("new2", corev1.VolumePending)
 	l.pass(l.pace.Margin * 2)
 	l.deletes("old2", false)
 	l.ClusterLives()
 	l.waits(w, false)
+}
+
+func TestWhileThereIsABacklogYoungerSignsCountToo(t *testing.T) {
+	l := newLagTest(t)
+	l.made("old", corev1.VolumeBound)
+	l.made("old2", corev1.VolumeBound)
+	l.deletes("old", false)
+	v := l.made("new", corev1.VolumePending)
+	l.pass(10 * l.pace.Margin)
+	l.deletes("old2", false) // a resync may have put it before the new one
+	l.writes(l.volumes["old"], corev1.VolumeReleased)
+	l.waits(v, true)
+	l.writes(l.volumes["old2"], corev1.VolumeReleased)
+	l.waits(v, false)
 }
 
 func TestVolumesThatAreToBecomeAvailableAreASign(t *testing.T) {

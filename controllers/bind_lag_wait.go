@@ -20,7 +20,7 @@ func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Dura
 	switch need := l.need(writes); {
 	case !l.ready:
 		return poll(age), "Berth is still reading which volumes there are"
-	case !l.oldest.IsZero() && l.oldest.Before(seen.at.Add(l.pace.Margin)):
+	case !l.oldest.IsZero() && (seen.behind || l.oldest.Before(seen.at.Add(l.pace.Margin))):
 		return poll(age), "kube-controller-manager has older volumes to deal with"
 	case l.read.place > 0 && seen.place <= l.read.place:
 		return 0, ""

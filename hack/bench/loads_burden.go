@@ -285,8 +285,8 @@ func stopControllerManager(after, away time.Duration) func(context.Context, *sce
 }
 
 // restartControllerManager ends the process after a while, as a crash would, and
-// starts it again.
-func restartControllerManager(after time.Duration) func(context.Context, *scene) (string, error) {
+// starts it again after another.
+func restartControllerManager(after, away time.Duration) func(context.Context, *scene) (string, error) {
 	return func(ctx context.Context, s *scene) (string, error) {
 		if err := sleep(ctx, after); err != nil {
 			return "", err
@@ -296,7 +296,10 @@ func restartControllerManager(after time.Duration) func(context.Context, *scene)
 			return "", err
 		}
 		missing, err := s.openClaims(ctx)
-		return missing, errors.Join(err, kcm.Start(ctx))
+		if err := errors.Join(err, sleep(ctx, away)); err != nil {
+			return "", err
+		}
+		return missing, kcm.Start(ctx)
 	}
 }
 

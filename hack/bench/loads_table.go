@@ -79,6 +79,9 @@ func allLoads() []load {
 		{name: "kcm-stopped", what: "300 claims, 100 a second, while kube-controller-manager is stopped for 60 s", claims: 300, pace: pace{rate: 100},
 			assistOnly: true, conflictsExcused: true, during: stopControllerManager(time.Second, time.Minute)},
 		{name: "kcm-restarted", what: "300 claims, 100 a second, while kube-controller-manager is killed and started again", claims: 300, pace: pace{rate: 100},
-			assistOnly: true, conflictsExcused: true, during: restartControllerManager(time.Second)},
+			assistOnly: true, conflictsExcused: true, during: restartControllerManager(time.Second, 0)},
+		{name: "kcm-away", what: "400 claims, 4 a second, beside 400 Released volumes whose claims were made anew, while kube-controller-manager is killed and started again after 85 s",
+			claims: 400, pace: pace{rate: 4}, assistOnly: true, conflictsExcused: true, restless: true,
+			stage: released(400), during: restartControllerManager(time.Second, 85*time.Second)},
 	}
 }
