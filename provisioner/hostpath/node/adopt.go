@@ -26,9 +26,6 @@ func (s *Server) adopt(ctx context.Context, p *pool, c creation) (found, error) 
 	if err != nil {
 		return found{}, err
 	}
-	if err := s.checkSize(p, c.spec.SizeBytes, []candidate{at}); err != nil {
-		return found{}, err
-	}
 	one, silent := s.measure(ctx, []candidate{at})
 	if len(one) == 0 {
 		return found{}, silent
@@ -37,9 +34,12 @@ func (s *Server) adopt(ctx context.Context, p *pool, c creation) (found, error) 
 	if err != nil {
 		return found{}, err
 	}
+	if err := s.checkSize(p, c.spec.SizeBytes, one); err != nil {
+		return found{}, err
+	}
 	if c.dryRun {
 		s.ledger.rooms(s.options.Limits, one)
-		if !s.options.Limits.fits(c.spec.SizeBytes, one[0].room) {
+		if !s.options.Limits.fits(c.spec.SizeBytes, one[0]) {
 			return found{}, withCode(codes.ResourceExhausted, s.noRoom(p, c.spec.SizeBytes, one))
 		}
 		return found{place: at.place, Marker: directory.Marker{Path: c.spec.Path}}, nil
@@ -52,6 +52,13 @@ func (s *Server) adopt(ctx context.Context, p *pool, c creation) (found, error) 
 	return s.makeAt(ctx, at.place, c.spec)
 }
 
+// sought is what a directory of a pool has said about a path: nothing when it has
+// what can be adopted.
+type sought struct {
+	absent error // there is nothing, in words that do not name the pool
+	err    error // there is what can't be adopted, or nobody can say
+}
+
 // findToAdopt returns the directory of a pool in which path is. Each of them is
 // asked: one that can't be may be the one, or a second.
 func (s *Server) findToAdopt(ctx context.Context, p *pool, path string) (candidate, error) {
@@ -60,11 +67,16 @@ func (s *Server) findToAdopt(ctx context.Context, p *pool, path string) (candida
 	for _, place := range spared {
 		unknown = errors.Join(unknown, place.sparedError())
 	}
-	answers := make([]error, len(candidates))
+	answers := make([]sought, len(candidates))
 	group := errgroup.Group{}
 	for i, c := range candidates {
 		group.Go(func() error {
-			_, answers[i] = ask(ctx, c.place, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.adoptable(ctx, path) })
+			answers[i].absent, answers[i].err = ask(ctx, c.place, func(ctx context.Context) (absent, err error) {
+				if err = c.adoptable(ctx, path); errors.Is(err, directory.ErrNoDirectory) {
+					absent, err = err, nil
+				}
+				return absent, err
+			})
 			return nil
 		})
 	}
@@ -92,20 +104,20 @@ func (p *place) adoptable(ctx context.Context, path string) error {
 	return nothing
 }
 
-// chooseToAdopt decides by what the candidates have answered about path: nil from
-// those that have it, ErrNoDirectory from those that have nothing, a refusal from
-// those that have what can't be adopted. Unknown says why others can't be asked.
-func chooseToAdopt(p *pool, path string, candidates []candidate, answers []error, unknown error) (candidate, error) {
+// chooseToAdopt decides by what the candidates have answered about path. Unknown
+// says why others can't be asked.
+func chooseToAdopt(p *pool, path string, candidates []candidate, answers []sought, unknown error) (candidate, error) {
 	var (
 		there   []candidate
 		bases   []string
+		without []string // the bases that have nothing
 		refused error
 		nothing error
 	)
 	for i, c := range candidates {
-		switch err := answers[i]; {
-		case errors.Is(err, directory.ErrNoDirectory):
-			nothing = err
+		switch err := answers[i].err; {
+		case answers[i].absent != nil:
+			without, nothing = append(without, c.base), answers[i].absent
 		case err == nil, provisioner.IsInfeasible(err):
 			there, bases, refused = append(there, c), append(bases, c.base), errors.Join(refused, err)
 		default:
@@ -120,10 +132,12 @@ func chooseToAdopt(p *pool, path string, candidates []candidate, answers []error
 		return candidate{}, unknown
 	case refused != nil:
 		return candidate{}, refused
-	case len(there) == 0:
-		return candidate{}, nothing
+	case len(there) > 0:
+		return there[0], nil
+	case len(without) > 1:
+		nothing = fmt.Errorf("directories %s: %w", strings.Join(without, " and "), nothing)
 	}
-	return there[0], nil
+	return candidate{}, fmt.Errorf("pool %s: %w", p.name, nothing)
 }
 
 // credit gives at the room that the directory to be adopted takes already, as far as
@@ -132,15 +146,13 @@ func chooseToAdopt(p *pool, path string, candidates []candidate, answers []error
 func (s *Server) credit(ctx context.Context, at candidate, spec directory.Spec) (candidate, error) {
 	one := []candidate{at}
 	s.ledger.rooms(s.options.Limits, one)
-	if s.options.Limits.fits(spec.SizeBytes, one[0].room) {
+	if s.options.Limits.fits(spec.SizeBytes, one[0]) {
 		return at, nil
 	}
-	// With so much more it has room, however little there is for now.
-	enough := spec.SizeBytes + s.options.Limits.Reserve.of(at.space.Total) + one[0].owed
 	held, err := ask(ctx, at.place, func(ctx context.Context) (int64, error) {
 		ctx, cancel := context.WithTimeout(ctx, countPatience)
 		defer cancel()
-		return at.Holds(ctx, spec.Path, enough)
+		return at.Holds(ctx, spec.Path, spec.SizeBytes)
 	})
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:

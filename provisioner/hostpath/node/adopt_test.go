@@ -44,7 +44,7 @@ func TestADryRunChangesNothing(t *testing.T) {
 	bases := o.Pools[wire.DefaultPool]
 	c := dial(t, newServer(t, o))
 	_, err := c.CreateVolume(t.Context(), adopt("pvc-1", gi, wire.DryRunYes))
-	wantCode(t, err, codes.NotFound, "old/data")
+	wantCode(t, err, codes.NotFound, "old/data", "pool default: directories "+bases[0]+" and "+bases[1]+": ")
 	if !errors.Is(wire.Error(err), directory.ErrNoDirectory) {
 		t.Errorf("%v does not say so", err)
 	}
@@ -157,14 +157,18 @@ func TestWhatIsAdoptedDoesNotCountAgainstItself(t *testing.T) {
 		"a little more":            {held: 24, size: 30 * mi},
 		"all there is":             {held: 24, size: 37 * mi},
 		"more than there is":       {held: 24, size: 60 * mi, code: codes.OutOfRange, words: []string{"in all"}},
-		"others leave no room":     {held: 4, others: 24, size: 30 * mi, code: codes.ResourceExhausted, words: []string{"no room for 30Mi", "that the directory holds already"}},
+		"others leave no room":     {held: 4, others: 24, size: 30 * mi, code: codes.ResourceExhausted, words: []string{"no room for 30Mi", "has room for 13Mi", "that the directory holds already"}},
+		"all of a full disk":       {held: 39, size: 39 * mi},
+		"no more, on a full disk":  {held: 8, others: 31, size: 8 * mi},
+		"less, on a full disk":     {held: 8, others: 31, size: 1},
+		"more, on a full disk":     {held: 8, others: 31, size: 9 * mi, code: codes.ResourceExhausted, words: []string{"no room for 9Mi", "has room for 8Mi"}},
 		"others leave just enough": {held: 4, others: 20, size: 16 * mi},
 	} {
 		for _, dryRun := range []string{wire.DryRunYes, wire.DryRunNo} {
 			t.Run(name+" "+dryRun, func(t *testing.T) {
 				base := disk(t, "40m")
 				bring(t, base, tt.held*mi)
-				must(t, os.WriteFile(filepath.Join(base, "others"), make([]byte, tt.others*mi), 0o600))
+				must(t, os.WriteFile(filepath.Join(base, "others"), make([]byte, tt.others*mi+5000), 0o600))
 				_, err := onDisks(t, limits, base).CreateVolume(t.Context(), adopt("pvc-1", tt.size, dryRun))
 				wantCode(t, err, tt.code, tt.words...)
 				if tt.code != codes.OK || dryRun == wire.DryRunYes {
@@ -189,6 +193,26 @@ func TestWhatIsPromisedCountsAgainstWhatIsAdopted(t *testing.T) {
 	create(t, c, adopt("pvc-2", 15*mi, wire.DryRunNo))
 	if available, _ := room(t, c, nil); available != 0 {
 		t.Errorf("there is room for %d more", available)
+	}
+}
+
+// TestWhatIsThereIsAdoptedWhateverWasPromised: refusing it would not give anybody a
+// byte of it.
+func TestWhatIsThereIsAdoptedWhateverWasPromised(t *testing.T) {
+	for _, overcommit := range []float64{0, 0.5, 1} {
+		base := disk(t, "40m")
+		c := onDisks(t, node.Limits{Reserve: node.Reserve{Percent: 5}, Overcommit: overcommit}, base)
+		create(t, c, ask("pvc-1", 18*mi))
+		bring(t, base, 36*mi)
+		if _, largest := room(t, c, map[string]string{wire.ParamPool: wire.DefaultPool, wire.ParamExisting: wire.ExistingAdopt}); largest < 36*mi {
+			t.Errorf("overcommit %g: kube-scheduler is told of %d", overcommit, largest)
+		}
+		for _, dryRun := range []string{wire.DryRunYes, wire.DryRunNo} {
+			create(t, c, adopt("pvc-2", 36*mi, dryRun))
+		}
+		if available, _ := room(t, c, nil); available >= 4*mi {
+			t.Errorf("overcommit %g: there is room for %d more", overcommit, available)
+		}
 	}
 }
 

@@ -38,13 +38,14 @@ func (s *Server) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (
 	if c.spec.Quota == directory.QuotaRequired {
 		candidates = slices.DeleteFunc(candidates, func(c candidate) bool { return !c.limiting })
 	}
+	s.ledger.rooms(s.options.Limits, candidates)
 	if c.spec.Adopt {
-		// Which directory is not known here: it may be all that the disk holds.
+		// Which directory is not known here: it may be all that the disk holds, and for
+		// that there is room whatever was promised.
 		for i := range candidates {
-			candidates[i].space.Free = candidates[i].space.Total
+			candidates[i].room = size(candidates[i].space.Total)
 		}
 	}
-	s.ledger.rooms(s.options.Limits, candidates)
 	return s.capacity(candidates), nil
 }
 

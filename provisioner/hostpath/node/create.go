@@ -184,7 +184,7 @@ func (s *Server) makeAt(ctx context.Context, at *place, spec directory.Spec) (fo
 func (s *Server) checkSize(p *pool, wanted int64, candidates []candidate) error {
 	var most int64
 	for _, c := range candidates {
-		most = max(most, s.options.Limits.most(c.space))
+		most = max(most, s.options.Limits.most(c.space), c.held)
 	}
 	if wanted <= most {
 		return nil

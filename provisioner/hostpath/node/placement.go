@@ -53,12 +53,17 @@ func (l Limits) most(space directory.Space) int64 {
 	return max(0, most)
 }
 
-// fits reports whether as much as wanted may be promised where there is room.
-func (l Limits) fits(wanted, room int64) bool {
-	if l.Overcommit == 0 {
-		return room > 0 // sizes do not count
+// fits reports whether as much as wanted may be promised where c has its room. What
+// a directory to be adopted takes is taken, whatever becomes of the claim: for that
+// much there is always room.
+func (l Limits) fits(wanted int64, c candidate) bool {
+	if c.held > 0 && wanted <= c.held {
+		return true
 	}
-	return wanted <= room
+	if l.Overcommit == 0 {
+		return c.room > 0 // sizes do not count
+	}
+	return wanted <= c.room
 }
 
 func overcommitted(total uint64, factor float64) int64 {
@@ -173,7 +178,7 @@ func (l *ledger) take(limits Limits, candidates []candidate, w wish) (candidate,
 	l.roomsLocked(limits, candidates)
 	slices.SortFunc(candidates, byRoom)
 	for _, c := range candidates {
-		if limits.fits(w.size, c.room) {
+		if limits.fits(w.size, c) {
 			c.pending[w.name] = directory.Promise{Bytes: w.size, Enforced: w.limited && c.limiting}
 			return c, true
 		}
@@ -278,7 +283,7 @@ func (s *Server) acquaint(ctx context.Context, except *pool) {
 func (s *Server) noRoom(p *pool, wanted int64, candidates []candidate) error {
 	var each []string
 	for _, c := range candidates {
-		text := fmt.Sprintf("%s has room for %s (%s free of %s", c.base, bytes(c.room), bytes(roundDown(size(c.space.Free))), bytes(roundDown(size(c.space.Total))))
+		text := fmt.Sprintf("%s has room for %s (%s free of %s", c.base, bytes(roundDown(max(c.room, c.held))), bytes(roundDown(size(c.space.Free))), bytes(roundDown(size(c.space.Total))))
 		if reserve := s.options.Limits.Reserve.of(c.space.Total); reserve > 0 {
 			text += fmt.Sprintf(", %s of them kept in reserve", bytes(roundDown(reserve)))
 		}
