@@ -186,8 +186,8 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 		_ = dir.Close()
 		dir = child
 		there++
-		if damaged > 0 && !b.index.isAncestor(path, m.Path) {
-			return fmt.Errorf("create volume %s: %s may lie in a volume whose marker is damaged: %w", m.Volume, shown(path), ErrDamagedMarker)
+		if len(damaged) > 0 && !b.index.isAncestor(path, m.Path) {
+			return fmt.Errorf("create volume %s: %s may lie in a volume whose marker can't be trusted: %w", m.Volume, shown(path), damagedMarkers(damaged))
 		}
 	}
 	for i := len(above) - 1; i >= 0 && (i >= there || b.index.isMade(above[i])); i-- {
@@ -211,8 +211,8 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 	if err := refusePool(ctx, child, m.Path); err != nil {
 		return err
 	}
-	if damaged > 0 {
-		return fmt.Errorf("create volume %s: can't adopt %s: %w", m.Volume, shown(m.Path), ErrDamagedMarker)
+	if len(damaged) > 0 {
+		return fmt.Errorf("create volume %s: can't adopt %s, which may belong to a volume whose marker can't be trusted: %w", m.Volume, shown(m.Path), damagedMarkers(damaged))
 	}
 	m.Adopted = true
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -140,17 +141,36 @@ func (x *index) damages() int {
 	return len(x.damaged)
 }
 
-// unknownDirectories counts the volumes whose directories nobody knows.
-func (x *index) unknownDirectories() int {
+// unknownDirectories returns the volumes whose directories nobody knows, in the order
+// of their names.
+func (x *index) unknownDirectories() []string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	n := 0
-	for _, d := range x.damaged {
+	var volumes []string
+	for volume, d := range x.damaged {
 		if !d.pathKnown {
-			n++
+			volumes = append(volumes, volume)
 		}
 	}
-	return n
+	slices.Sort(volumes)
+	return volumes
+}
+
+// maxNamed is how many damaged markers an error names: an event has room for so many.
+const maxNamed = 2
+
+// damagedMarkers is an ErrDamagedMarker that names the markers of volumes, and says
+// what to do about them.
+func damagedMarkers(volumes []string) error {
+	var files []string
+	for _, volume := range volumes[:min(len(volumes), maxNamed)] {
+		files = append(files, markerFile(volume))
+	}
+	text := strings.Join(files, ", ")
+	if more := len(volumes) - len(files); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Errorf("%w: %s in the pool: repair it, or remove it if there is no PersistentVolume of that name", ErrDamagedMarker, text)
 }
 
 // takeDamaged returns the volumes whose markers are to be read again, which
@@ -196,9 +216,9 @@ func (p *Pool) noteDamage(x *index, volume string, err error, took time.Duration
 }
 
 // recheckDamaged looks whether an administrator has repaired or removed the
-// markers that were damaged, or the disk can read them again, and returns of how
-// many volumes nobody knows the directory.
-func (p *Pool) recheckDamaged(ctx context.Context, s *session) (int, error) {
+// markers that were damaged, or the disk can read them again, and returns the
+// volumes whose directories nobody knows.
+func (p *Pool) recheckDamaged(ctx context.Context, s *session) ([]string, error) {
 	due := s.index.takeDamaged()
 	for i, volume := range due {
 		start := time.Now()
@@ -210,7 +230,7 @@ func (p *Pool) recheckDamaged(ctx context.Context, s *session) (int, error) {
 			listed, failed := s.lists(ctx, volume)
 			if failed != nil {
 				s.index.putBack(due[i:])
-				return 0, failed
+				return nil, failed
 			}
 			if listed {
 				_ = p.noteDamage(s.index, volume, err, time.Since(start))
@@ -221,7 +241,7 @@ func (p *Pool) recheckDamaged(ctx context.Context, s *session) (int, error) {
 			_ = p.noteDamage(s.index, volume, err, time.Since(start))
 		default:
 			s.index.putBack(due[i:])
-			return 0, err
+			return nil, err
 		}
 	}
 	return s.index.unknownDirectories(), nil

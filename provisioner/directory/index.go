@@ -3,6 +3,7 @@ package directory
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 )
 
@@ -95,6 +96,19 @@ func (x *index) reserve(path, volume string) error {
 		x.below[dir]++
 	}
 	return nil
+}
+
+// overlapping returns a volume other than the one given that is at path, above or
+// below it, and where that is.
+func (x *index) overlapping(path, volume string) (other, at string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for p, owner := range x.owner {
+		if owner != volume && (p == path || strings.HasPrefix(p, path+"/") || strings.HasPrefix(path, p+"/")) {
+			return owner, p
+		}
+	}
+	return "", ""
 }
 
 // overlaps reports whether path is, holds, or lies in a volume.

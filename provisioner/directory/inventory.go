@@ -144,16 +144,25 @@ func (p *Pool) index(idx *index, id string, m Marker) {
 	if m.Project != 0 && p.options.Quota != nil {
 		p.options.Quota.Hold(QuotaOwner{Pool: id, Volume: m.Volume}, m.Project)
 	}
-	if err := idx.reserve(m.Path, m.Volume); err != nil {
-		err = fmt.Errorf("%w: volume %s: %w", ErrDamagedMarker, m.Volume, err)
+	if idx.reserve(m.Path, m.Volume) != nil {
+		other, at := idx.overlapping(m.Path, m.Volume)
+		err := twoMarkers(m, other, at)
 		if idx.setDamaged(m.Volume, damage{err: err, readable: true}) {
-			p.log.Error(err, "Found two markers for one directory, remove the wrong one", "volume", m.Volume, "pool", p.options.Name)
+			p.log.Error(err, "Found two markers for one directory, remove the wrong one: the right one is that of the volume whose PersistentVolume exists",
+				"volume", m.Volume, "path", m.Path, "otherVolume", other, "otherPath", at, "pool", p.options.Name)
 		}
 		return
 	}
 	idx.mended(m.Volume)
 	idx.setMade(m)
 	idx.promise(m)
+}
+
+// twoMarkers says that m gives to its volume what the marker of another gives to that
+// one.
+func twoMarkers(m Marker, other, at string) error {
+	return fmt.Errorf("%w: %s gives %s to volume %s, and %s gives %s to volume %s", ErrDamagedMarker,
+		markerFile(m.Volume), shown(m.Path), m.Volume, markerFile(other), shown(at), other)
 }
 
 // Volumes yields what the markers say, in the order of the volumes' names.

@@ -183,6 +183,9 @@ func (s *session) readMarker(ctx context.Context, volume string) (Marker, error)
 // readMarker is the same without what is known.
 func readMarker(ctx context.Context, volumes Dir, volume string) (Marker, error) {
 	data, err := volumes.ReadFile(ctx, volume+markerSuffix, maxMarker)
+	if isDamage(err) {
+		return Marker{}, fmt.Errorf("%w: volume %s: it is not a file of at most %d bytes: %w", ErrDamagedMarker, volume, maxMarker, err)
+	}
 	if err != nil {
 		return Marker{}, fmt.Errorf("read the marker of volume %s: %w", volume, err)
 	}
@@ -191,6 +194,11 @@ func readMarker(ctx context.Context, volumes Dir, volume string) (Marker, error)
 		return Marker{}, fmt.Errorf("%w: volume %s: %w", ErrDamagedMarker, volume, err)
 	}
 	return m, nil
+}
+
+// markerFile returns where in a pool the marker of volume is.
+func markerFile(volume string) string {
+	return adminName + "/" + volumesName + "/" + volume + markerSuffix
 }
 
 // writeMarker makes m durable.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/go-logr/logr/funcr"
+
 	"github.com/berth-storage/berth/provisioner/directory"
 )
 
@@ -39,6 +41,11 @@ var damage = map[string]func(t *testing.T, b *bench){
 		file := b.path(".berth/volumes/pvc-1.json")
 		must(t, os.Rename(file, b.path("vol/marker")))
 		must(t, os.Symlink(b.path("vol/marker"), file))
+	},
+	"a directory": func(t *testing.T, b *bench) {
+		file := b.path(".berth/volumes/pvc-1.json")
+		must(t, os.Remove(file))
+		must(t, os.Mkdir(file, 0o700))
 	},
 	"a fifo": func(t *testing.T, b *bench) {
 		file := b.path(".berth/volumes/pvc-1.json")
@@ -73,13 +80,10 @@ func TestDamagedMarkerIsNotActedOn(t *testing.T) {
 					"Delete":  b.delete(specFor("vol")),
 					"Discard": b.pool.Discard(b.ctx, "pvc-1"),
 				} {
-					if err == nil {
-						t.Errorf("%s: no error", op)
-					}
+					wantError(t, op, err, directory.ErrDamagedMarker)
 				}
-				if _, err := b.pool.Create(b.ctx, specFor("vol")); err == nil {
-					t.Error("Create: no error")
-				}
+				_, err = b.pool.Create(b.ctx, specFor("vol"))
+				wantError(t, "Create", err, directory.ErrDamagedMarker)
 				b.wantData("vol")
 
 				// The others are served, and the damage is reported.
@@ -117,10 +121,12 @@ func TestUnknownDirectoriesAreClosedWhileAMarkerIsDamaged(t *testing.T) {
 
 	_, err := b.pool.Create(b.ctx, volumeAt("pvc-3", "lost/inside/vol"))
 	wantError(t, "Create in what may be a volume", err, directory.ErrDamagedMarker)
+	wantWords(t, err, ".berth/volumes/pvc-1.json in the pool", "repair it, or remove it")
 	adopt := volumeAt("pvc-3", "lost")
 	adopt.Adopt = true
 	_, err = b.pool.Create(b.ctx, adopt)
 	wantError(t, "adopt what may be a volume", err, directory.ErrDamagedMarker)
+	wantWords(t, err, ".berth/volumes/pvc-1.json in the pool", "repair it, or remove it")
 	b.create(volumeAt("pvc-4", "team/new"))
 	b.create(volumeAt("pvc-5", "new/vol"))
 
@@ -151,6 +157,53 @@ func TestTwoMarkersForOneDirectoryAreNotBothBelieved(t *testing.T) {
 		b.wantData("vol")
 	}
 	must(t, b.delete(specFor("vol")))
+}
+
+// TestBothOfTwoMarkersAreNamed: which one is right only an administrator can tell.
+func TestBothOfTwoMarkersAreNamed(t *testing.T) {
+	for name, second := range map[string]string{"the same": "team/vol", "inside": "team/vol/sub", "around": "team"} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.create(specFor("team/vol"))
+			data, err := os.ReadFile(b.path(".berth/volumes/pvc-1.json"))
+			must(t, err)
+			var m directory.Marker
+			must(t, json.Unmarshal(data, &m))
+			m.Volume, m.Path, m.ParentsMade, m.Created = "pvc-2", second, 0, m.Created.Add(1)
+			data, err = json.Marshal(m)
+			must(t, err)
+			must(t, os.WriteFile(b.path(".berth/volumes/pvc-2.json"), data, 0o600))
+			var said []string
+			log := funcr.New(func(_, args string) { said = append(said, args) }, funcr.Options{})
+			b.restart()
+			must(t, b.pool.Close())
+			b.pool = newPoolWith(t, b.base, func(o *directory.Options) { o.Log = log })
+			must(t, b.pool.Open(b.ctx))
+			if len(said) != 1 {
+				t.Fatalf("said %q", said)
+			}
+			err = errors.New(said[0])
+			wantWords(t, err, `"volume"="pvc-2"`, `"path"="`+second+`"`, `"otherVolume"="pvc-1"`, `"otherPath"="team/vol"`, "whose PersistentVolume exists",
+				".berth/volumes/pvc-1.json", ".berth/volumes/pvc-2.json")
+			if strings.Contains(said[0], "pathPattern") {
+				t.Errorf("%s says what has nothing to do with it", said[0])
+			}
+			adopt := volumeAt("pvc-3", "team/vol")
+			adopt.Adopt = true
+			if _, err = b.pool.Create(b.ctx, adopt); err == nil {
+				t.Error("adopted")
+			}
+		})
+	}
+}
+
+func wantWords(t *testing.T, err error, words ...string) {
+	t.Helper()
+	for _, word := range words {
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%v does not say %q", err, word)
+		}
+	}
 }
 
 func TestLeftOversOfACrashAreRemoved(t *testing.T) {

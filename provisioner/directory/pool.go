@@ -126,7 +126,7 @@ func (p *Pool) Stats(ctx context.Context) (Stats, error) {
 		return Stats{}, err
 	}
 	defer s.close()
-	stats := Stats{Volumes: s.index.volumes() + s.index.unknownDirectories(), Damaged: s.index.damages()}
+	stats := Stats{Volumes: s.index.volumes() + len(s.index.unknownDirectories()), Damaged: s.index.damages()}
 	if p.options.CloseBase {
 		base, err := s.root.Stat(ctx)
 		if err != nil {
