@@ -45,10 +45,11 @@ func (b *builder) giveRights(ctx context.Context, dir Dir) error {
 	if err != nil {
 		return errors.Join(refused, err)
 	}
-	m.Rights = strings.Join(append(unlike(*m, got), b.above...), ", ")
-	if refused != nil && m.Rights != "" {
-		return fmt.Errorf("set mode and owner of volume %s: %w: it has %s; ask for what the filesystem gives, or have it allow the change", m.Volume, refused, m.Rights)
+	not := append(unlike(*m, got), b.above...)
+	if refused != nil && len(not) > 0 {
+		return fmt.Errorf("set mode and owner of volume %s: %w: it has %s; ask for what the filesystem gives, or have it allow the change", m.Volume, refused, strings.Join(not, ", "))
 	}
+	m.Rights = strings.Join(append(not, unlikeByList(dir, got)...), ", ")
 	if !free {
 		return nil
 	}
