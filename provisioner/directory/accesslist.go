@@ -45,7 +45,7 @@ func parseAccessList(data []byte) ([]aclEntry, error) {
 // that for now: the mask goes with the mode, which kubelet changes for a pod's fsGroup.
 func beyondMode(list []aclEntry, got Info) []string {
 	const all = 7
-	others, group := uint16(got.Mode&all), uint16(got.Mode>>3&all) //nolint:gosec // three bits
+	others, group := uint16(got.Mode&all), uint16(got.Mode>>3&all)
 	mask := uint16(all)
 	for _, e := range list {
 		if e.tag == aclMask {

@@ -28,8 +28,10 @@ const (
 // mask, and those given.
 func setDefaultList(t *testing.T, dir string, groupMay uint16, named ...entry) {
 	t.Helper()
-	list := append(named, entry{userObj, 7, nobodyInParticular}, entry{groupObj, groupMay, nobodyInParticular},
-		entry{mask, 7, nobodyInParticular}, entry{other, 5, nobodyInParticular})
+	list := slices.Concat(named, []entry{
+		{userObj, 7, nobodyInParticular}, {groupObj, groupMay, nobodyInParticular},
+		{mask, 7, nobodyInParticular}, {other, 5, nobodyInParticular},
+	})
 	slices.SortFunc(list, func(a, b entry) int { return int(a.tag) - int(b.tag) })
 	data := binary.LittleEndian.AppendUint32(nil, 2)
 	for _, e := range list {
@@ -63,8 +65,8 @@ func TestAccessControlListThatAVolumeInheritsIsTold(t *testing.T) {
 		"nobody in particular":         {0o770, 7, nil, ""},
 		"a user who may not":           {0o770, 7, []entry{{user, 0, 1234}}, ""},
 		"the group may less":           {0o770, 5, nil, "group r-x instead of rwx by its access control list"},
-		"the owner":                    {0o770, 7, []entry{{user, 7, uint32(os.Geteuid())}}, ""},  //nolint:gosec // small
-		"the group, as everybody else": {0o770, 7, []entry{{group, 7, uint32(os.Getegid())}}, ""}, //nolint:gosec // small
+		"the owner":                    {0o770, 7, []entry{{user, 7, uint32(os.Geteuid())}}, ""},
+		"the group, as everybody else": {0o770, 7, []entry{{group, 7, uint32(os.Getegid())}}, ""},
 	} {
 		for _, path := range []string{"vol", "team/app/vol"} {
 			t.Run(name+", "+path, func(t *testing.T) {
