@@ -51,10 +51,29 @@ func slimVolume(serves func(string) bool) toolscache.TransformFunc {
 		delete(volume.Annotations, corev1.LastAppliedConfigAnnotation)
 		if isTaken(volume) && !serves(volume.Annotations[volumehelpers.AnnDynamicallyProvisioned]) {
 			volume.Labels, volume.Annotations, volume.OwnerReferences = nil, nil, nil
-			volume.Spec = corev1.PersistentVolumeSpec{ClaimRef: volume.Spec.ClaimRef}
+			volume.Spec = slimSpec(volume.Spec)
 		}
 		return volume, nil
 	}
+}
+
+// slimSpec keeps whose a volume is and which directory it names, on which nodes:
+// what others name is not removed.
+func slimSpec(spec corev1.PersistentVolumeSpec) corev1.PersistentVolumeSpec {
+	slim := corev1.PersistentVolumeSpec{ClaimRef: spec.ClaimRef}
+	switch source := spec.PersistentVolumeSource; {
+	case source.Local != nil:
+		slim.Local = &corev1.LocalVolumeSource{Path: source.Local.Path}
+	case source.HostPath != nil:
+		slim.HostPath = &corev1.HostPathVolumeSource{Path: source.HostPath.Path}
+	case source.NFS != nil:
+		slim.NFS = &corev1.NFSVolumeSource{Server: source.NFS.Server, Path: source.NFS.Path}
+		return slim
+	default:
+		return slim
+	}
+	slim.NodeAffinity = spec.NodeAffinity
+	return slim
 }
 
 // isTaken reports whether no unbound claim can be given volume.

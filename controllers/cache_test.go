@@ -99,12 +99,16 @@ func TestVolumesAreCachedByWhoseTheyAre(t *testing.T) {
 				v.Annotations = map[string]string{provisionedBy: tt.by}
 				v.Labels = map[string]string{"disk": "ssd"}
 				v.ResourceVersion = "7"
+				exists := corev1.HostPathDirectory
+				v.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/srv/theirs", Type: &exists}}
+				v.Spec.NodeAffinity = onHost("a")
 				v.Spec.Capacity, v.Spec.StorageClassName = sized("1Gi"), "fast"
 			})
 			want := full.DeepCopy()
 			if tt.slim {
 				want.Labels, want.Annotations = nil, nil
-				want.Spec = corev1.PersistentVolumeSpec{ClaimRef: full.Spec.ClaimRef}
+				want.Spec = corev1.PersistentVolumeSpec{ClaimRef: full.Spec.ClaimRef, NodeAffinity: full.Spec.NodeAffinity}
+				want.Spec.HostPath = &corev1.HostPathVolumeSource{Path: "/srv/theirs"}
 			}
 			full.ManagedFields = bulky
 			full.Annotations[lastApplied] = "{}"

@@ -21,6 +21,8 @@ const (
 	indexAvailableClass = "berth.availableClass"
 	// indexClaimRef finds volumes by the namespace/name of the claim they refer to.
 	indexClaimRef = "berth.claimRef"
+	// indexDirectory finds volumes by the directory they name, and by those above it.
+	indexDirectory = "berth.directory"
 )
 
 // SetupIndexes adds the cache indexes that the reconcilers of this package
@@ -34,6 +36,7 @@ func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 		{&corev1.PersistentVolumeClaim{}, indexUnboundClass, unboundClassKeys},
 		{&corev1.PersistentVolume{}, indexAvailableClass, availableClassKeys},
 		{&corev1.PersistentVolume{}, indexClaimRef, claimRefKeys},
+		{&corev1.PersistentVolume{}, indexDirectory, directoryKeys},
 	}
 	for _, index := range indexes {
 		if err := indexer.IndexField(ctx, index.object, index.name, index.extract); err != nil {

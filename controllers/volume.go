@@ -47,6 +47,8 @@ type VolumeReconciler struct {
 	turns *nodeTurns
 	// named is asked before a volume is taken back.
 	named *namedPaths
+	// names is asked before a volume is reclaimed.
+	names *DirectoryNames
 	// queue takes the volumes whose turn it is.
 	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
@@ -62,6 +64,7 @@ func (r *VolumeReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error
 	}
 	r.turns = newNodeTurns(r.Clock, workers/2)
 	r.named = &namedPaths{reader: r.APIReader, clock: r.Clock, fresh: undoNamesFresh}
+	r.names = &DirectoryNames{Client: r.Client, APIReader: r.APIReader, Drivers: r.Drivers}
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("volume").
 		WatchesRawSource(source.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
@@ -170,9 +173,11 @@ func (r *VolumeReconciler) act(ctx context.Context, req reconcile.Request) (bool
 	}
 	switch action {
 	case volumeUndo:
-		return true, r.undo(ctx, volume)
+		err := r.undo(ctx, volume)
+		return !errors.Is(err, errNamedTwice), err
 	case volumeReclaim:
-		return true, r.reclaim(ctx, volume)
+		err := r.reclaim(ctx, volume)
+		return !errors.Is(err, errNamedTwice), err
 	case volumeProtect:
 		return false, setFinalizer(ctx, r.Client, volume, true)
 	case volumeUnprotect:
@@ -218,7 +223,10 @@ func (r *VolumeReconciler) reclaim(ctx context.Context, volume *corev1.Persisten
 	if guard, ok := provisioner.As[libcontroller.DeletionGuard](driver); ok && !guard.ShouldDelete(ctx, volume) {
 		return nil
 	}
-	err := driver.Delete(ctx, volume)
+	err := r.checkNames(ctx, volume)
+	if err == nil {
+		err = driver.Delete(ctx, volume)
+	}
 	if provisioner.IsIgnored(err) {
 		log.FromContext(ctx).V(1).Info("The driver left the volume to another", "reason", err.Error())
 		return nil
@@ -275,9 +283,27 @@ func (r *VolumeReconciler) discard(ctx context.Context, inventory provisioner.In
 	case err != nil:
 		return err
 	case other != "":
-		return fmt.Errorf("not touching %s: PersistentVolume %s names it too: delete one of the two, with policy Retain to keep the directory", record.Path, other)
+		return namedTwice(record.Path, other)
 	}
 	return inventory.Discard(ctx, record)
+}
+
+// checkNames refuses to remove a directory that another volume names, of which some
+// part may be in use.
+func (r *VolumeReconciler) checkNames(ctx context.Context, volume *corev1.PersistentVolume) error {
+	directory := directoryOf(r.Drivers, volume)
+	other, err := r.names.By(ctx, directory, volume.Name)
+	if err != nil || other == "" {
+		return err
+	}
+	return namedTwice(directory.Path, other)
+}
+
+// errNamedTwice says that the driver was not asked, since two volumes name a directory.
+var errNamedTwice = errors.New("not touching")
+
+func namedTwice(directory, other string) error {
+	return fmt.Errorf("%w %s: PersistentVolume %s names it too, or a directory above or inside it: delete the wrong one of the two, with policy Retain to keep the directory", errNamedTwice, directory, other)
 }
 
 func (r *VolumeReconciler) driverOf(volume *corev1.PersistentVolume) provisioner.Driver {

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/berth-storage/berth/controllers"
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/hostpath"
 	"github.com/berth-storage/berth/provisioner/hostpath/node"
@@ -90,8 +91,9 @@ func (o *controllerOptions) parseMounts() error {
 // work, so it is always there.
 func (o *controllerOptions) setupDrivers(ctx context.Context, mgr manager.Manager, drivers *provisioner.Registry) error {
 	series := provisioner.NewMetrics(metrics.Registry)
+	names := &controllers.DirectoryNames{Client: mgr.GetClient(), APIReader: mgr.GetAPIReader(), Drivers: drivers}
 	if len(o.pools) > 0 || o.agents.enabled() {
-		driver, err := o.newHostpath(ctx, mgr)
+		driver, err := o.newHostpath(ctx, mgr, names)
 		if err != nil {
 			return fmt.Errorf("set up driver %s: %w", hostpath.Name, err)
 		}
@@ -99,7 +101,7 @@ func (o *controllerOptions) setupDrivers(ctx context.Context, mgr manager.Manage
 			return err
 		}
 	}
-	driver, err := o.newNFS(mgr)
+	driver, err := o.newNFS(mgr, names)
 	if err != nil {
 		return fmt.Errorf("set up driver %s: %w", nfs.Name, err)
 	}
@@ -128,7 +130,7 @@ func (r leaderRunnable) NeedLeaderElection() bool        { return true }
 
 // newHostpath returns the driver for the pools of this node, or for those of all
 // nodes with agents.
-func (o *controllerOptions) newHostpath(ctx context.Context, mgr manager.Manager) (*hostpath.Driver, error) {
+func (o *controllerOptions) newHostpath(ctx context.Context, mgr manager.Manager, names *controllers.DirectoryNames) (*hostpath.Driver, error) {
 	log := mgr.GetLogger().WithName("hostpath")
 	nodes, err := o.nodes(ctx, mgr, log)
 	if err != nil {
@@ -147,7 +149,10 @@ func (o *controllerOptions) newHostpath(ctx context.Context, mgr manager.Manager
 			}
 			return found, nil
 		},
-		InUse:            directoryInUse(mgr.GetAPIReader()),
+		InUse: directoryInUse(mgr.GetAPIReader()),
+		NamedBy: func(ctx context.Context, node, poolID, directory, except string) (string, error) {
+			return names.ClaimedBy(ctx, controllers.Directory{Path: directory, Node: node, Pool: poolID}, except)
+		},
 		UnreachableAfter: o.agents.unreachableAfter,
 		Log:              log,
 	})
@@ -199,14 +204,17 @@ func directoryInUse(reader client.Reader) func(ctx context.Context, node, pool, 
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=namespaces,resourceNames=kube-system,verbs=get
 
-func (o *controllerOptions) newNFS(mgr manager.Manager) (*nfs.Driver, error) {
+func (o *controllerOptions) newNFS(mgr manager.Manager, names *controllers.DirectoryNames) (*nfs.Driver, error) {
 	reader := mgr.GetClient()
 	return nfs.New(nfs.Options{
 		Mounts:        o.nfsMountPaths,
 		AnswerTimeout: o.nfsAnswerTimeout,
 		PurgeRate:     rate.Limit(o.nfsPurgeRate),
-		Cluster:       clusterID(mgr.GetAPIReader()),
-		Log:           mgr.GetLogger().WithName("nfs"),
+		NamedBy: func(ctx context.Context, server, directory, except string) (string, error) {
+			return names.ClaimedBy(ctx, controllers.Directory{Path: directory, Server: server}, except)
+		},
+		Cluster: clusterID(mgr.GetAPIReader()),
+		Log:     mgr.GetLogger().WithName("nfs"),
 		Classes: func(ctx context.Context) ([]storagev1.StorageClass, error) {
 			classes := &storagev1.StorageClassList{}
 			err := reader.List(ctx, classes, client.UnsafeDisableDeepCopy)

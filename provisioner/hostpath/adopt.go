@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/berth-storage/berth/provisioner"
 	"github.com/berth-storage/berth/provisioner/directory"
 	"github.com/berth-storage/berth/provisioner/hostpath/wire"
+	"github.com/berth-storage/berth/provisioner/request"
 )
 
 // adopt makes a volume of the directory that is there for a claim, on whichever node
@@ -101,6 +103,33 @@ func (d *Driver) couldHave(ctx context.Context, a attempt) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// refuseNamed refuses to adopt what is another volume's: its marker may be lost. A dry
+// run tells which directory would be adopted.
+func (d *Driver) refuseNamed(ctx context.Context, node string, a attempt, path string) error {
+	if !a.params.Adopt || d.options.NamedBy == nil {
+		return nil
+	}
+	req := a.params.request(a.ProvisionOptions, path)
+	req.Parameters[wire.ParamDryRun] = wire.DryRunYes
+	found, err := d.create(ctx, node, a.params, req)
+	if err != nil {
+		return err
+	}
+	if err := checkMade(found); err != nil {
+		return fmt.Errorf("node %s: %w", node, err)
+	}
+	about := found.GetVolumeContext()
+	at := filepath.Join(about[wire.ContextDirectory], about[wire.ContextPath])
+	other, err := d.options.NamedBy(ctx, node, about[wire.ContextPoolID], at, a.PVName)
+	if err != nil {
+		return fmt.Errorf("adopt %s on node %s: %w", at, node, err)
+	}
+	if other == "" {
+		return nil
+	}
+	return &provisioner.UnavailableError{RetryAfter: request.NamedRetry, Err: notAdopted{request.RefuseNamed(at, other)}}
 }
 
 // adoptionRefused turns what one node has said into what it means where no other node

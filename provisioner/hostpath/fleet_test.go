@@ -33,6 +33,8 @@ type fleet struct {
 	nodes  map[string]*fleetNode
 	// inUse says of which nodes Kubernetes has volumes.
 	inUse func(node string) bool
+	// namedBy says who names a directory; nil for nobody.
+	namedBy func(node, poolID, directory, except string) (string, error)
 }
 
 type fleetNode struct {
@@ -67,7 +69,8 @@ func newFleet(t *testing.T, names ...string) *fleet {
 	}
 	driver, err := hostpath.New(hostpath.Options{
 		Nodes: f, Node: f.node, Clock: f.clock, UnreachableAfter: time.Minute,
-		InUse: func(_ context.Context, node, _, _ string) (bool, error) { return f.inUse != nil && f.inUse(node), nil },
+		InUse:   func(_ context.Context, node, _, _ string) (bool, error) { return f.inUse != nil && f.inUse(node), nil },
+		NamedBy: f.askedWhoNames,
 	})
 	must(t, err)
 	f.driver = driver

@@ -128,6 +128,11 @@ func (d *Driver) provisionOn(ctx context.Context, node string, a attempt) (*core
 	if err := d.checkPool(ctx, node, a.params.pool); err != nil {
 		return nil, d.otherNodeMayDo(err, node, a)
 	}
+	if err := d.refuseNamed(ctx, node, a, path); errors.Is(err, wire.ErrNoPath) {
+		return nil, pathErr
+	} else if err != nil {
+		return nil, d.otherNodeMayDo(err, node, a)
+	}
 	made, err := d.create(ctx, node, a.params, a.params.request(a.ProvisionOptions, path))
 	switch {
 	case errors.Is(err, wire.ErrNoPath):

@@ -1,6 +1,8 @@
 package nfs_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -55,6 +57,37 @@ func TestAdoptionMakesNothing(t *testing.T) {
 		wantNames(t, b.path("ns"))
 		wantNames(t, b.path(".berth/volumes"))
 		must(t, os.Mkdir(b.path("ns/theirs"), 0o755))
+		b.provision(opts)
+	})
+}
+
+// TestWhatAnotherVolumeNamesIsNotAdopted: its marker may be lost. Nothing is recorded
+// of the attempt.
+func TestWhatAnotherVolumeNamesIsNotAdopted(t *testing.T) {
+	eachWay(t, func(t *testing.T, b *bench) {
+		must(t, os.MkdirAll(b.path("ns/theirs"), 0o755))
+		must(t, os.Mkdir(b.path(".berth"), 0o700))
+		opts := b.ask("theirs", "pathPattern", byNamespace, "existing", "adopt")
+		server, want := opts.StorageClass.Parameters["server"], opts.StorageClass.Parameters["share"]+"/ns/theirs"
+		other, problem := "pvc-live", error(nil)
+		b.options.NamedBy = func(_ context.Context, at, directory, except string) (string, error) {
+			if at != server || directory != want || except != opts.PVName {
+				t.Errorf("asked who names %s of %s but %s", directory, at, except)
+			}
+			return other, problem
+		}
+		b.restart()
+		_, _, err := b.driver.Provision(b.ctx, opts)
+		wantWords(t, err, `existing: "adopt"`, "PersistentVolume pvc-live names "+want, "Retain")
+		if wait, _ := provisioner.RetryAfter(err); wait != request.NamedRetry || provisioner.IsInfeasible(err) {
+			t.Errorf("again after %s: %v", wait, err)
+		}
+		problem = errors.New("the API server is down")
+		if _, _, err := b.driver.Provision(b.ctx, opts); err == nil {
+			t.Error("adopted though nobody knows whose it is")
+		}
+		wantNames(t, b.path(".berth"))
+		other, problem = "", nil
 		b.provision(opts)
 	})
 }

@@ -45,6 +45,10 @@ type Options struct {
 	// nil, it knows of those only that it was asked for.
 	Classes func(ctx context.Context) ([]storagev1.StorageClass, error)
 	Volumes func(ctx context.Context) ([]Volume, error)
+	// NamedBy returns the name of a PersistentVolume other than except that a claim
+	// has or may get, and that names directory of server, or one above or inside it;
+	// "" for none. Such a directory is not adopted. When nil, nobody is asked.
+	NamedBy func(ctx context.Context, server, directory, except string) (volume string, err error)
 	// Cluster returns an id of the Kubernetes cluster, which its shares are
 	// marked with. When nil, they are not.
 	Cluster func(ctx context.Context) (string, error)
@@ -130,8 +134,14 @@ func (d *Driver) provision(ctx context.Context, opts controller.ProvisionOptions
 		if err := d.keepClearOfOthers(ctx, params.share, path); err != nil {
 			return directory.Marker{}, err
 		}
+		if err := d.refuseNamed(ctx, params, path, opts.PVName); err != nil {
+			return directory.Marker{}, err
+		}
 		return share.Create(ctx, params.Spec(opts, path))
 	})
+	if errors.Is(err, request.ErrNamed) {
+		return nil, &provisioner.UnavailableError{RetryAfter: request.NamedRetry, Err: err}
+	}
 	if errors.Is(err, directory.ErrNoDirectory) {
 		// Somebody may bring it.
 		return nil, &provisioner.UnavailableError{RetryAfter: adoptionCounts, Err: err}
@@ -150,6 +160,22 @@ func (d *Driver) Notice(volume *corev1.PersistentVolume) string {
 		notice += "; " + rights
 	}
 	return notice
+}
+
+// refuseNamed refuses to adopt what is another volume's: its marker may be lost.
+func (d *Driver) refuseNamed(ctx context.Context, params parameters, path, volume string) error {
+	if !params.Adopt || d.options.NamedBy == nil {
+		return nil
+	}
+	at := params.share.join(path)
+	other, err := d.options.NamedBy(ctx, params.share.Server, at, volume)
+	if err != nil {
+		return fmt.Errorf("adopt %s of %s: %w", at, params.share.Server, err)
+	}
+	if other == "" {
+		return nil
+	}
+	return request.RefuseNamed(at, other)
 }
 
 // keepClearOfOthers refuses a path that is, holds, or lies in another share of
