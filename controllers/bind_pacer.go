@@ -54,9 +54,10 @@ type bindPace struct {
 	// the first time after a second.
 	PodGrace time.Duration
 	// NextInLine is how many claims kube-controller-manager may have looked at
-	// without having written to them, and JustPassed how many places it may be out
-	// of order.
-	NextInLine, JustPassed int
+	// without having written to them.
+	NextInLine int
+	// JustPassed is how many places it may be out of order.
+	JustPassed uint64
 	// Quiet is for how long no annotation has been written when none is on its
 	// way.
 	Quiet time.Duration
@@ -191,7 +192,7 @@ func (p *bindPacer) patience(place uint64, grace, age time.Duration) time.Durati
 // way, when annotations are being written.
 func (p *bindPacer) nearHead(place uint64) bool {
 	if place < p.head {
-		return p.head-place <= uint64(p.pace.JustPassed)
+		return p.head-place <= p.pace.JustPassed
 	}
 	return p.ahead(place) < p.pace.NextInLine
 }
