@@ -217,8 +217,9 @@ func TestKilledWhileExpanding(t *testing.T) {
 		volume := s.expectBound(claim)
 		s.fill(volume)
 		s.get(claim)
+		before := claim.DeepCopy()
 		claim.Spec.Resources.Requests = sized("2Mi")
-		s.ok(s.client.Update(t.Context(), claim))
+		s.ok(s.client.Patch(t.Context(), claim, client.MergeFrom(before))) // whoever else writes to it
 		first.expectCrash()
 		// Its owner asks for less meanwhile: the storage may have granted more, and
 		// quotas must go on to count that.
