@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -22,6 +23,10 @@ import (
 type Directory struct {
 	// Path is absolute: on Node, or on Server.
 	Path string
+	// Base is the directory of the pool or the share that Path lies in, "" when it is
+	// not known. Volumes of Base itself, and of what is above it, are about the whole
+	// disk or share, as administrators make them for backups: they hold nothing up.
+	Base string
 	// Server is that of an NFS share, "" for a directory of nodes.
 	Server string
 	// Node is the name of the node that has it; "" when it may be any.
@@ -31,7 +36,7 @@ type Directory struct {
 }
 
 // DirectoryNames finds the PersistentVolumes, made by anybody, that name a directory,
-// one above it, or one in it. It costs no call as long as there is none.
+// one above it in the same pool or share, or one in it. It costs no call as long as there is none.
 type DirectoryNames struct {
 	// Client reads from the cache, which has the indexes of SetupIndexes.
 	Client client.Reader
@@ -125,11 +130,15 @@ func (n *DirectoryNames) names(volume *corev1.PersistentVolume, d Directory, nod
 	return d.Pool != "" && poolOf(n.Drivers, volume) == d.Pool
 }
 
-// namesPath reports whether volume names d, or a directory above or inside it, on
-// whichever node.
+// namesPath reports whether volume names d, or a directory above it in its base, or
+// one inside it, on whichever node.
 func namesPath(volume *corev1.PersistentVolume, d Directory) bool {
 	named := pathOf(volume)
-	if named == "" || !related(path.Clean(named), path.Clean(d.Path)) {
+	if named == "" {
+		return false
+	}
+	named = path.Clean(named)
+	if !related(named, path.Clean(d.Path)) || d.Base != "" && lies(path.Clean(d.Base), named) {
 		return false
 	}
 	if nfs := volume.Spec.NFS; nfs != nil {
@@ -140,10 +149,12 @@ func namesPath(volume *corev1.PersistentVolume, d Directory) bool {
 
 // related reports whether two clean paths are the same, or one lies in the other.
 func related(a, b string) bool {
-	in := func(inner, outer string) bool {
-		return inner == outer || strings.HasPrefix(inner, strings.TrimSuffix(outer, "/")+"/")
-	}
-	return in(a, b) || in(b, a)
+	return lies(a, b) || lies(b, a)
+}
+
+// lies reports whether the clean path inner is outer, or lies in it.
+func lies(inner, outer string) bool {
+	return inner == outer || strings.HasPrefix(inner, strings.TrimSuffix(outer, "/")+"/")
 }
 
 // maySameServer reports whether two names may be of the same server: when they are
@@ -174,11 +185,22 @@ func mayRunOn(volume *corev1.PersistentVolume, node *corev1.Node) bool {
 
 // directoryOf returns the directory that volume, one of drivers', names.
 func directoryOf(drivers *provisioner.Registry, volume *corev1.PersistentVolume) Directory {
-	d := Directory{Path: pathOf(volume), Node: servingNodeOf(drivers, volume), Pool: poolOf(drivers, volume)}
+	d := Directory{Path: pathOf(volume), Base: baseOf(volume), Node: servingNodeOf(drivers, volume), Pool: poolOf(drivers, volume)}
 	if nfs := volume.Spec.NFS; nfs != nil {
 		d.Server = nfs.Server
 	}
 	return d
+}
+
+// baseOf returns the directory of the pool or share that volume lies in, or "" when it
+// does not say.
+func baseOf(volume *corev1.PersistentVolume) string {
+	inside := volume.Annotations[request.AnnPath]
+	base, ok := strings.CutSuffix(path.Clean(pathOf(volume)), "/"+inside)
+	if !ok || inside == "" {
+		return ""
+	}
+	return cmp.Or(base, "/")
 }
 
 // poolOf returns the id of the pool that volume says it lies in, or "".
@@ -212,10 +234,10 @@ func directoryKeys(o client.Object) []string {
 		return nil
 	}
 	named = path.Clean(named)
-	base, inPool := strings.CutSuffix(named, "/"+volume.Annotations[request.AnnPath])
+	base := baseOf(volume)
 	keys := []string{keyNamed + named}
 	for _, above := range ancestors(named) {
-		if inPool && len(above) <= len(base) {
+		if base != "" && len(above) <= len(base) {
 			break
 		}
 		keys = append(keys, keyInside+above)

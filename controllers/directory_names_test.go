@@ -37,6 +37,9 @@ func onShare(server, path string) *corev1.PersistentVolume {
 // TestWhoNamesADirectory: what the keys find and what is compared must come to the same.
 func TestWhoNamesADirectory(t *testing.T) {
 	onNode := Directory{Path: "/srv/berth/ns/data", Node: "node-a"}
+	pooled := onNode
+	pooled.Base = "/srv/berth"
+	exported := Directory{Path: "/export/ns/data", Base: "/export/", Server: "nas.example.com"}
 	share := Directory{Path: "/export/ns/data", Server: "nas.example.com"}
 	inPool := local("/srv/berth/ns/data/in", nil)
 	inPool.Annotations = map[string]string{"berth.storage/path": "ns/data/in"}
@@ -56,6 +59,14 @@ func TestWhoNamesADirectory(t *testing.T) {
 		"one above":                            {onNode, local("/srv/berth/ns", onHost("a")), true},
 		"the pool":                             {onNode, local("/srv/berth", onHost("a")), true},
 		"the root":                             {onNode, hostPath("/", nil), true},
+		"the pool, known as such":              {pooled, local("/srv/berth/", onHost("a")), false},
+		"above the pool":                       {pooled, hostPath("/srv", nil), false},
+		"the root above the pool":              {pooled, hostPath("/", nil), false},
+		"one above, in the pool":               {pooled, local("/srv/berth/ns", onHost("a")), true},
+		"the same, in the pool":                {pooled, local("/srv/berth/ns/data", onHost("a")), true},
+		"one inside, in the pool":              {pooled, local("/srv/berth/ns/data/x", onHost("a")), true},
+		"the export, known as such":            {exported, onShare("nas.example.com", "/export"), false},
+		"one above, in the export":             {exported, onShare("nas.example.com", "/export/ns"), true},
 		"one above, on another node":           {onNode, local("/srv/berth", onHost("b")), false},
 		"one inside":                           {onNode, local("/srv/berth/ns/data/a/b", onHost("a")), true},
 		"one inside, of Berth":                 {onNode, inPool, true},
@@ -110,6 +121,23 @@ func TestKeysOfVolumesOfAPoolEndAtThePool(t *testing.T) {
 	volume.Annotations = map[string]string{"berth.storage/path": "ns/data"}
 	if got, want := directoryKeys(volume), []string{"is:/var/lib/berth/ns/data", "in:/var/lib/berth/ns"}; !slices.Equal(got, want) {
 		t.Errorf("keys %q, want %q", got, want)
+	}
+}
+
+func TestBasesOfVolumes(t *testing.T) {
+	for _, tt := range []struct{ named, inside, want string }{
+		{"/srv/berth/ns/data", "ns/data", "/srv/berth"},
+		{"/srv/berth/ns/data/", "ns/data", "/srv/berth"},
+		{"/data", "data", "/"},
+		{"/srv/berth/ns/data", "", ""},
+		{"/srv/berth/ns/data", "other", ""},
+		{"", "data", ""},
+	} {
+		volume := local(tt.named, nil)
+		volume.Annotations = map[string]string{"berth.storage/path": tt.inside}
+		if got := baseOf(volume); got != tt.want {
+			t.Errorf("%s, which is %q of it: base %q, want %q", tt.named, tt.inside, got, tt.want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"path"
 	"slices"
 	"sync"
 
@@ -150,8 +151,9 @@ func (o *controllerOptions) newHostpath(ctx context.Context, mgr manager.Manager
 			return found, nil
 		},
 		InUse: directoryInUse(mgr.GetAPIReader()),
-		NamedBy: func(ctx context.Context, node, poolID, directory, except string) (string, error) {
-			return names.ClaimedBy(ctx, controllers.Directory{Path: directory, Node: node, Pool: poolID}, except)
+		NamedBy: func(ctx context.Context, node, poolID, base, inside, except string) (string, error) {
+			directory := controllers.Directory{Path: path.Join(base, inside), Base: base, Node: node, Pool: poolID}
+			return names.ClaimedBy(ctx, directory, except)
 		},
 		UnreachableAfter: o.agents.unreachableAfter,
 		Log:              log,
@@ -210,8 +212,9 @@ func (o *controllerOptions) newNFS(mgr manager.Manager, names *controllers.Direc
 		Mounts:        o.nfsMountPaths,
 		AnswerTimeout: o.nfsAnswerTimeout,
 		PurgeRate:     rate.Limit(o.nfsPurgeRate),
-		NamedBy: func(ctx context.Context, server, directory, except string) (string, error) {
-			return names.ClaimedBy(ctx, controllers.Directory{Path: directory, Server: server}, except)
+		NamedBy: func(ctx context.Context, share nfs.Share, inside, except string) (string, error) {
+			directory := controllers.Directory{Path: path.Join(share.Path, inside), Base: share.Path, Server: share.Server}
+			return names.ClaimedBy(ctx, directory, except)
 		},
 		Cluster: clusterID(mgr.GetAPIReader()),
 		Log:     mgr.GetLogger().WithName("nfs"),

@@ -121,8 +121,9 @@ func (d *Driver) refuseNamed(ctx context.Context, node string, a attempt, path s
 		return fmt.Errorf("node %s: %w", node, err)
 	}
 	about := found.GetVolumeContext()
-	at := filepath.Join(about[wire.ContextDirectory], about[wire.ContextPath])
-	other, err := d.options.NamedBy(ctx, node, about[wire.ContextPoolID], at, a.PVName)
+	base, inside := about[wire.ContextDirectory], about[wire.ContextPath]
+	at := filepath.Join(base, inside)
+	other, err := d.options.NamedBy(ctx, node, about[wire.ContextPoolID], base, inside, a.PVName)
 	if err != nil {
 		return fmt.Errorf("adopt %s on node %s: %w", at, node, err)
 	}

@@ -18,23 +18,24 @@ func TestWhatAnotherVolumeNamesIsNotAdopted(t *testing.T) {
 	f.use("n1")
 	f.bring("n2")
 	opts := adopting("n1")
-	want := filepath.Join(f.nodes["n2"].base, "restored/ns/claim")
+	base := f.nodes["n2"].base
+	want := filepath.Join(base, "restored/ns/claim")
 	var asked string
-	f.namedBy = func(node, poolID, directory, except string) (string, error) {
-		if node != "n2" || directory != want || except != opts.PVName {
-			t.Errorf("asked who names %s on %s (pool %q) but %s", directory, node, poolID, except)
+	f.namedBy = func(node, poolID, in, path, except string) (string, error) {
+		if node != "n2" || in != base || path != "restored/ns/claim" || except != opts.PVName {
+			t.Errorf("asked who names %s of %s on %s (pool %q) but %s", path, in, node, poolID, except)
 		}
 		asked = poolID
 		return "pvc-live", nil
 	}
 	f.wantRefused(opts, request.NamedRetry, `existing: "adopt"`, "PersistentVolume pvc-live names "+want, "Retain")
 	f.wantNothingMade()
-	f.namedBy = func(string, string, string, string) (string, error) { return "", errors.New("the API server is down") }
+	f.namedBy = func(_, _, _, _, _ string) (string, error) { return "", errors.New("the API server is down") }
 	if _, _, err := f.driver.Provision(f.ctx, opts); err == nil {
 		t.Error("adopted though nobody knows whose it is")
 	}
 	f.wantNothingMade()
-	f.namedBy = func(string, string, string, string) (string, error) { return "", nil }
+	f.namedBy = func(_, _, _, _, _ string) (string, error) { return "", nil }
 	volume := f.provision(opts)
 	if id := volume.Annotations[hostpath.AnnPoolID]; asked != "" && asked != id {
 		t.Errorf("asked for the pool %q, it is %q", asked, id)
@@ -48,13 +49,13 @@ func TestWhatAnotherVolumeNamesIsNotAdopted(t *testing.T) {
 func TestOnlyAdoptionAsksWhoNamesADirectory(t *testing.T) {
 	f := newFleet(t, "n1")
 	f.use("n1")
-	f.namedBy = func(string, string, string, string) (string, error) { return "pvc-live", nil }
+	f.namedBy = func(_, _, _, _, _ string) (string, error) { return "pvc-live", nil }
 	f.provision(on("n1"))
 }
 
-func (f *fleet) askedWhoNames(_ context.Context, node, poolID, directory, except string) (string, error) {
+func (f *fleet) askedWhoNames(_ context.Context, node, poolID, base, path, except string) (string, error) {
 	if f.namedBy == nil {
 		return "", nil
 	}
-	return f.namedBy(node, poolID, directory, except)
+	return f.namedBy(node, poolID, base, path, except)
 }

@@ -40,10 +40,10 @@ type Options struct {
 	// When nil, nobody is asked.
 	InUse func(ctx context.Context, node, pool, directory string) (bool, error)
 	// NamedBy returns the name of a PersistentVolume other than except that a claim
-	// has or may get, and that names directory of node, which lies in the pool with
-	// that id, or a directory above or inside it; "" for none. Such a directory is
-	// not adopted. When nil, nobody is asked.
-	NamedBy func(ctx context.Context, node, poolID, directory, except string) (volume string, err error)
+	// has or may get, and that names path in the directory base of the pool with that
+	// id on node, or one in base above it, or one inside it; "" for none. Such a
+	// directory is not adopted. When nil, nobody is asked.
+	NamedBy func(ctx context.Context, node, poolID, base, path, except string) (volume string, err error)
 	// UnreachableAfter is how long a node, or the disks of a pool there, may not
 	// answer before a claim whose pod was scheduled to it goes back to the
 	// scheduler; 0 for

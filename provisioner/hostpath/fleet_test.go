@@ -34,7 +34,7 @@ type fleet struct {
 	// inUse says of which nodes Kubernetes has volumes.
 	inUse func(node string) bool
 	// namedBy says who names a directory; nil for nobody.
-	namedBy func(node, poolID, directory, except string) (string, error)
+	namedBy func(node, poolID, base, path, except string) (string, error)
 }
 
 type fleetNode struct {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-storage/berth/provisioner"
+	"github.com/berth-storage/berth/provisioner/nfs"
 	"github.com/berth-storage/berth/provisioner/request"
 	"github.com/berth-storage/berth/test/nfsserver"
 )
@@ -68,11 +69,12 @@ func TestWhatAnotherVolumeNamesIsNotAdopted(t *testing.T) {
 		must(t, os.MkdirAll(b.path("ns/theirs"), 0o755))
 		must(t, os.Mkdir(b.path(".berth"), 0o700))
 		opts := b.ask("theirs", "pathPattern", byNamespace, "existing", "adopt")
-		server, want := opts.StorageClass.Parameters["server"], opts.StorageClass.Parameters["share"]+"/ns/theirs"
+		server, share := opts.StorageClass.Parameters["server"], opts.StorageClass.Parameters["share"]
+		want := share + "/ns/theirs"
 		other, problem := "pvc-live", error(nil)
-		b.options.NamedBy = func(_ context.Context, at, directory, except string) (string, error) {
-			if at != server || directory != want || except != opts.PVName {
-				t.Errorf("asked who names %s of %s but %s", directory, at, except)
+		b.options.NamedBy = func(_ context.Context, at nfs.Share, path, except string) (string, error) {
+			if at.Server != server || at.Path != share || path != "ns/theirs" || except != opts.PVName {
+				t.Errorf("asked who names %s of %+v but %s", path, at, except)
 			}
 			return other, problem
 		}

@@ -46,9 +46,9 @@ type Options struct {
 	Classes func(ctx context.Context) ([]storagev1.StorageClass, error)
 	Volumes func(ctx context.Context) ([]Volume, error)
 	// NamedBy returns the name of a PersistentVolume other than except that a claim
-	// has or may get, and that names directory of server, or one above or inside it;
-	// "" for none. Such a directory is not adopted. When nil, nobody is asked.
-	NamedBy func(ctx context.Context, server, directory, except string) (volume string, err error)
+	// has or may get, and that names path in share, or one in share above it, or one
+	// inside it; "" for none. Such a directory is not adopted. When nil, nobody is asked.
+	NamedBy func(ctx context.Context, share Share, path, except string) (volume string, err error)
 	// Cluster returns an id of the Kubernetes cluster, which its shares are
 	// marked with. When nil, they are not.
 	Cluster func(ctx context.Context) (string, error)
@@ -168,7 +168,7 @@ func (d *Driver) refuseNamed(ctx context.Context, params parameters, path, volum
 		return nil
 	}
 	at := params.share.join(path)
-	other, err := d.options.NamedBy(ctx, params.share.Server, at, volume)
+	other, err := d.options.NamedBy(ctx, params.share, path, volume)
 	if err != nil {
 		return fmt.Errorf("adopt %s of %s: %w", at, params.share.Server, err)
 	}

@@ -1,12 +1,15 @@
 package berth_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -49,6 +52,34 @@ func TestALiveVolumeWithoutMarkerIsNotAdopted(t *testing.T) {
 	s.Expect(string(text)).To(gomega.Equal("precious"))
 	s.delete(volume)
 	s.Eventually(func() bool { return s.get(adopted) }).Should(gomega.BeFalse())
+	s.Expect(s.markers()).To(gomega.BeEmpty())
+	p.stop()
+}
+
+// TestAVolumeOfTheWholePoolHoldsNothingUp: administrators make such volumes for
+// backups. It does not say whose the directories in it are.
+func TestAVolumeOfTheWholePoolHoldsNothingUp(t *testing.T) {
+	s := newSite(t)
+	s.class(s.name, "pathPattern", "${pvc.namespace}/${pvc.name}")
+	for name, directory := range map[string]string{"pool": s.pool, "above": filepath.Dir(s.pool), "root": "/"} {
+		backup := &corev1.PersistentVolume{
+			ObjectMeta: metav1.ObjectMeta{Name: s.name + "-" + name},
+			Spec: corev1.PersistentVolumeSpec{
+				Capacity:                      corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
+				AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
+				PersistentVolumeSource:        corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: directory}},
+			},
+		}
+		s.create(backup)
+		t.Cleanup(func() { _ = s.client.Delete(context.Background(), backup) })
+	}
+	p := s.start("")
+	claim := s.claim("data")
+	volume := s.expectBound(claim)
+	s.delete(claim)
+	s.Eventually(func() bool { return s.get(volume) }).Should(gomega.BeFalse())
+	s.Expect(s.warnings(volume)).To(gomega.BeEmpty())
 	s.Expect(s.markers()).To(gomega.BeEmpty())
 	p.stop()
 }
