@@ -145,7 +145,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		return Marker{}, err
 	}
 	s.index.setMade(b.marker)
-	b.marker.Unfinished = !b.marker.Adopted
+	b.marker.Unfinished = !b.marker.Adopted && !s.mkdir.tellUnused()
 	err = writeMarker(ctx, s.volumes, b.marker)
 	if err == nil {
 		crashpoint.Reach(crashpoint.MarkerWritten)
@@ -281,6 +281,11 @@ func (b *builder) buildOnce(ctx context.Context) error {
 		return fmt.Errorf("create volume %s: %w", b.marker.Volume, refuseKind(err, b.marker.Path, b.marker.Path))
 	}
 	defer dir.Close()
+	if b.made {
+		if err := b.noteMode(ctx, dir); err != nil {
+			return err
+		}
+	}
 	if !b.marker.Adopted {
 		// The limit first: with its owner the directory is in use.
 		if err := b.enforce(ctx, dir); err != nil {
@@ -296,8 +301,7 @@ func (b *builder) buildOnce(ctx context.Context) error {
 	return b.finish(ctx)
 }
 
-// begin notes in the marker that the volume is being made, before its directory
-// is, unless it is noted.
+// begin notes in the marker that the volume is being made, unless it is noted.
 func (b *builder) begin(ctx context.Context) error {
 	if b.marker.Unfinished {
 		return nil
@@ -323,7 +327,7 @@ func (b *builder) finish(ctx context.Context) error {
 // makeLeaf makes the volume's directory, unless it is there and this call may
 // take it for the volume's.
 func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
-	if !b.marker.Unfinished {
+	if !b.marker.Unfinished && !b.mkdir.tellUnused() {
 		_, err := parent.Lstat(ctx, leaf)
 		if notExist(err) {
 			err = b.begin(ctx)

@@ -38,9 +38,10 @@
 // # Who may use a directory
 //
 // Mode and owner of a volume are set once, after its directory was made and
-// before anybody can know of it: until then its marker says that it is
-// unfinished. What the filesystem gives a new directory does not matter, since it
-// may have inherited more than was asked for. Afterwards they are a matter of
+// before anybody can know of it: until then its mode is 0700 or, on a filesystem
+// that has given a directory another one, its marker says that it is unfinished.
+// What the filesystem gives a new directory does not matter, since it may have
+// inherited more than was asked for. Afterwards they are a matter of
 // kubelet and of the volume's owner, and are not touched.
 //
 // Options.CloseBase takes the base of a pool from other users of the machine, who

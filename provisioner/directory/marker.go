@@ -90,8 +90,9 @@ type Marker struct {
 	// Unenforced says why the size is not enforced, and is empty when it is.
 	Unenforced string `json:"unenforced,omitempty"`
 	// Unfinished says that no Create has succeeded yet, so that nobody can be
-	// using the directory, whatever its mode and its owner are. Only the marker
-	// of a volume that is just being made, or of an attempt that has failed
+	// using the directory, whatever its mode and its owner are. It is written
+	// where the mode of a new directory does not tell (mkdirModes). Only the
+	// marker of a volume that is just being made, or of an attempt that has failed
 	// halfway, holds it: versions that don't know it can read all others.
 	Unfinished bool `json:"unfinished,omitempty"`
 	// Rights says what of Mode, UID and GID the directory has not got, as the

@@ -71,6 +71,7 @@ type opened struct {
 	identity identity
 	lock     io.Closer
 	index    *index
+	mkdir    mkdirModes
 }
 
 // NewPool returns the pool whose base is the root of fs. The base is not looked

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -56,10 +57,34 @@ func (b *builder) giveRights(ctx context.Context, dir Dir) error {
 	return dir.Sync(ctx)
 }
 
-// neverUsed reports whether a directory whose marker says nothing, as those of
-// earlier versions do, was left behind by a crash before it had its owner. From
-// then on it may be in use, and kubelet may have changed owner and mode for a
-// pod's fsGroup, or its owner has.
+// mkdirModes is what a filesystem has made of the modes of new directories. As long
+// as each had initialMode, that mode tells after a crash that a directory has not
+// got its rights; no marker has to, which is half the writes of a Create.
+type mkdirModes struct {
+	asked atomic.Bool // a directory had initialMode
+	other atomic.Bool // one had not
+}
+
+// tellUnused reports whether a new directory can be told by its mode.
+func (m *mkdirModes) tellUnused() bool { return m.asked.Load() && !m.other.Load() }
+
+// noteMode learns from a directory that this call has just made.
+func (b *builder) noteMode(ctx context.Context, dir Dir) error {
+	info, err := dir.Stat(ctx)
+	if err != nil {
+		return err
+	}
+	if info.Mode&permissions == initialMode {
+		b.mkdir.asked.Store(true)
+		return nil
+	}
+	b.mkdir.other.Store(true)
+	return b.begin(ctx)
+}
+
+// neverUsed reports whether a directory whose marker says nothing was left behind by
+// a crash before it had its owner. From then on it may be in use, and kubelet may
+// have changed owner and mode for a pod's fsGroup, or its owner has.
 func neverUsed(ctx context.Context, dir Dir, info Info) (bool, error) {
 	if info.Mode&permissions != initialMode {
 		return false, nil

@@ -142,6 +142,73 @@ func TestRightsAreSetAfterACrash(t *testing.T) {
 	}
 }
 
+// TestAMarkerIsWrittenOnceWhereTheModeTells: a marker is made durable, which is most of
+// what a Create costs. Where a filesystem gives new directories another mode, its first
+// directory tells.
+func TestAMarkerIsWrittenOnceWhereTheModeTells(t *testing.T) {
+	b, writes := newBench(t), map[string]int{}
+	filesystem := &oddfs.FS{Filesystem: local(t, b.base), WroteFile: func(name string, _ []byte) { writes[name]++ }}
+	pool := poolOn(t, filesystem, func(*directory.Options) {})
+	create := func(volume string) int {
+		t.Helper()
+		spec := strict()
+		spec.Volume, spec.Path = volume, "team/"+volume
+		_, err := pool.Create(b.ctx, spec)
+		must(t, err)
+		wantAttr(t, b.path(spec.Path), 0o750, *spec.UID, *spec.GID)
+		return writes[volume+".json"]
+	}
+	for _, step := range []struct {
+		volume string
+		gives  uint32
+		want   int
+	}{
+		{"first", 0, 2}, {"second", 0, 1}, {"third", 0, 1},
+		{"inherits", 0o770, 3}, {"next", 0o770, 2}, {"other", 0, 2},
+	} {
+		filesystem.MkdirMode = step.gives
+		if got := create(step.volume); got != step.want {
+			t.Errorf("the marker of %s was written %d times, want %d", step.volume, got, step.want)
+		}
+	}
+}
+
+// TestRightsAreSetAfterACrashWhereTheModeTells: with no note in the marker.
+func TestRightsAreSetAfterACrashWhereTheModeTells(t *testing.T) {
+	for kind, fault := range faultKinds {
+		t.Run(kind, func(t *testing.T) {
+			for nth := 1; nth <= enoughCalls; nth++ {
+				b, spec, hit := newFastBench(t), strict(), false
+				faults := fault(nth, &hit)
+				faults.serialise()
+				before, after := faults.before, faults.after
+				faults.Filesystem, faults.before, faults.after = local(t, b.base), nil, nil
+				faulty := poolOn(t, faults, func(*directory.Options) {})
+				earlier := spec
+				earlier.Volume, earlier.Path = "pvc-earlier", "other/vol"
+				_, err := faulty.Create(b.ctx, earlier)
+				must(t, err)
+				faults.before, faults.after = before, after
+				_, failed := faulty.Create(b.ctx, spec)
+				must(t, faulty.Close())
+
+				pool := odd(b, func(*oddfs.FS) {})
+				_, err = pool.Create(b.ctx, spec)
+				must(t, err)
+				wantAttr(t, b.path("team/vol"), 0o750, *spec.UID, *spec.GID)
+				must(t, pool.Close())
+				if t.Failed() {
+					t.Fatalf("call %d, which failed with: %v", nth, failed)
+				}
+				if !hit {
+					return
+				}
+			}
+			t.Fatal("the operation never gets through")
+		})
+	}
+}
+
 // A database closes its directory to all but itself; a controller with an old cache
 // asks for the volume once more.
 func TestRightsThatATenantHasSetStay(t *testing.T) {

@@ -40,6 +40,8 @@ type FS struct {
 	// ReadFile, when set, is asked before each file is read; its error is the
 	// answer.
 	ReadFile func(name string) error
+	// WroteFile, when set, is told of each file that was written.
+	WroteFile func(name string, data []byte)
 }
 
 // Root opens the base.
@@ -83,6 +85,14 @@ func (d *dir) ReadFile(ctx context.Context, name string, limit int64) ([]byte, e
 		}
 	}
 	return d.Dir.ReadFile(ctx, name, limit)
+}
+
+func (d *dir) WriteFile(ctx context.Context, name string, data []byte) error {
+	err := d.Dir.WriteFile(ctx, name, data)
+	if err == nil && d.fs.WroteFile != nil {
+		d.fs.WroteFile(name, data)
+	}
+	return err
 }
 
 func (d *dir) Rename(ctx context.Context, name string, to directory.Dir, newName string) error {
