@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/berth-storage/berth/internal/crashpoint"
 	"github.com/berth-storage/berth/provisioner"
@@ -88,6 +89,10 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	})
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("bind").
+		WatchesRawSource(source.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+			r.lag.Wakes(func(volume string) { q.Add(reconcile.Request{NamespacedName: types.NamespacedName{Name: volume}}) })
+			return nil
+		})).
 		For(&corev1.PersistentVolume{}, builder.WithPredicates(predicate.NewPredicateFuncs(r.concerns))).
 		Watches(&corev1.PersistentVolumeClaim{}, r.watchClaims()).
 		WithOptions(controllerOptions(mgr, "volume", workers)).

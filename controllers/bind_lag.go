@@ -44,6 +44,8 @@ type volumeLag struct {
 	// serves reports whether a volume is of a driver of ours, so that another
 	// replica of Berth may have written its phase.
 	serves func(*corev1.PersistentVolume) bool
+	// wake has a volume looked at again. It is called while mu is held.
+	wake func(volume string)
 
 	mu    sync.Mutex
 	ready bool   // all that was there when the watch began is known
@@ -55,6 +57,8 @@ type volumeLag struct {
 	fresh map[string]sighting
 	// waiting are those of ours that wait to be bound.
 	waiting map[string]sighting
+	// last are those of waiting that only wait for a sign of life.
+	last map[string]bool
 	// ours are those of fresh whose phase Berth writes.
 	ours map[string]bool
 	// signs are the volumes that the worker still has to write to.
@@ -122,14 +126,24 @@ func newVolumeLag(c clock.PassiveClock, pace lagPace) *volumeLag {
 	return &volumeLag{
 		clock:   c,
 		pace:    pace,
+		wake:    func(string) {},
 		next:    1,
 		fresh:   map[string]sighting{},
 		waiting: map[string]sighting{},
+		last:    map[string]bool{},
 		ours:    map[string]bool{},
 		signs:   map[string]*lagSign{},
 		reads:   map[string]bool{},
 		lost:    map[string]*lostClaim{},
 	}
+}
+
+// Wakes sets what has a volume looked at again when kube-controller-manager gives
+// the sign of life that it waits for.
+func (l *volumeLag) Wakes(wake func(volume string)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wake = wake
 }
 
 // Ready notes that all volumes and claims that were there when the watch began
@@ -275,6 +289,7 @@ func (l *volumeLag) Forget(name string) {
 func (l *volumeLag) forget(name string) {
 	delete(l.fresh, name)
 	delete(l.waiting, name)
+	delete(l.last, name)
 	delete(l.ours, name)
 	delete(l.signs, name)
 	delete(l.reads, name)
@@ -291,6 +306,10 @@ func (l *volumeLag) ClusterLives() {
 
 func (l *volumeLag) lives() {
 	l.alive, l.dead = l.clock.Now(), false
+	for volume := range l.last {
+		l.wake(volume)
+	}
+	clear(l.last)
 }
 
 // proves notes that the worker has read a volume.
@@ -347,4 +366,5 @@ func (l *volumeLag) Settled(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.waiting, name)
+	delete(l.last, name)
 }

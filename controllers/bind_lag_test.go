@@ -472,3 +472,29 @@ func TestLagKeepsNothingOfVolumesThatAreGone(t *testing.T) {
 		t.Errorf("%d entries are left: %+v", n, l.volumeLag)
 	}
 }
+
+// TestASignOfLifeWakesThoseThatOnlyWaitForIt, once, and nobody else.
+func TestASignOfLifeWakesThoseThatOnlyWaitForIt(t *testing.T) {
+	l := newLagTest(t)
+	woken := map[string]int{}
+	l.Wakes(func(volume string) { woken[volume]++ })
+	for _, name := range []string{"ready", "bound", "gone"} {
+		volume := l.made(name, corev1.VolumePending)
+		l.pass(time.Second)
+		if wait, _ := l.Wait(volume, 0); wait == 0 {
+			t.Fatalf("%s is bound though nobody knows whether kube-controller-manager lives", name)
+		}
+	}
+	l.made("not-asked-about", corev1.VolumePending)
+	l.Settled("bound")
+	l.VolumeGone("gone")
+	l.pass(time.Second)
+	l.ClusterLives()
+	l.ClusterLives()
+	if len(woken) != 1 || woken["ready"] != 1 {
+		t.Errorf("woken: %v", woken)
+	}
+	if wait, why := l.Wait(l.volumes["ready"], 0); wait != 0 {
+		t.Errorf("waits %s since %s", wait, why)
+	}
+}

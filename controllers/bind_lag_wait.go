@@ -29,6 +29,7 @@ func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Dura
 	case age < need:
 		return min(need-age, poll(age)), "kube-controller-manager may be behind with volumes"
 	case !l.dead && !l.alive.After(seen.at):
+		l.last[volume.Name] = true
 		return poll(age), "kube-controller-manager has done nothing since the volume is there"
 	}
 	return 0, ""
