@@ -498,3 +498,38 @@ func TestASignOfLifeWakesThoseThatOnlyWaitForIt(t *testing.T) {
 		t.Errorf("waits %s since %s", wait, why)
 	}
 }
+
+func TestWhatOnlyTheClusterWritesToClaims(t *testing.T) {
+	plain := func(*corev1.PersistentVolumeClaim) {}
+	asked := func(c *corev1.PersistentVolumeClaim) {
+		c.Annotations = map[string]string{"volume.kubernetes.io/storage-provisioner": "x"}
+	}
+	phase := func(p corev1.PersistentVolumeClaimPhase) func(*corev1.PersistentVolumeClaim) {
+		return func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = p }
+	}
+	condition := func(kind corev1.PersistentVolumeClaimConditionType) func(*corev1.PersistentVolumeClaim) {
+		return func(c *corev1.PersistentVolumeClaim) {
+			c.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: kind, Status: corev1.ConditionTrue}}
+		}
+	}
+	unused := condition(corev1.PersistentVolumeClaimUnused)
+	for what, tt := range map[string]struct {
+		before, after func(*corev1.PersistentVolumeClaim)
+		want          bool
+	}{
+		"nothing":                         {plain, plain, false},
+		"it asks for a volume":            {plain, asked, true},
+		"it has asked before":             {asked, asked, false},
+		"Lost":                            {boundTo("v"), phase(corev1.ClaimLost), true},
+		"put right":                       {phase(corev1.ClaimLost), boundTo("v"), false},
+		"bound":                           {asked, boundTo("v"), false},
+		"no pod uses it":                  {plain, unused, true},
+		"no pod has used it before":       {unused, unused, false},
+		"bound, and the cache holds less": {unused, boundTo("v"), false},
+		"another condition":               {plain, condition(corev1.PersistentVolumeClaimResizing), false},
+	} {
+		if got := byCluster(newClaim(tt.before), newClaim(tt.after)); got != tt.want {
+			t.Errorf("%s: %t", what, got)
+		}
+	}
+}

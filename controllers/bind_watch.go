@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -91,10 +92,8 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 			if !ok || !ok2 {
 				return
 			}
-			triggered := after.Spec.VolumeName == "" && !isTriggered(before) && isTriggered(after)
-			lost := before.Status.Phase != corev1.ClaimLost && after.Status.Phase == corev1.ClaimLost
-			if triggered || lost {
-				w.lag.ClusterLives() // nobody else writes that
+			if byCluster(before, after) {
+				w.lag.ClusterLives()
 			}
 			if before.UID != after.UID || before.Spec.VolumeName != after.Spec.VolumeName {
 				w.lag.ClaimMoved(client.ObjectKeyFromObject(after))
@@ -111,6 +110,24 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 			}
 		},
 	}
+}
+
+// byCluster reports whether it was kube-controller-manager that made after of
+// before: that it asks for a volume, has lost one, or has found the claim to be
+// without pods (pkg/controller/volume/pvcprotection, from Kubernetes 1.37 on) is
+// written by nobody else.
+func byCluster(before, after *corev1.PersistentVolumeClaim) bool {
+	triggered := after.Spec.VolumeName == "" && !isTriggered(before) && isTriggered(after)
+	lost := before.Status.Phase != corev1.ClaimLost && after.Status.Phase == corev1.ClaimLost
+	return triggered || lost || isCalledUnused(after) && !isCalledUnused(before)
+}
+
+// isCalledUnused reports whether claim says of itself whether pods use it. The
+// cache has that of claims that are not bound.
+func isCalledUnused(claim *corev1.PersistentVolumeClaim) bool {
+	return slices.ContainsFunc(claim.Status.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
+		return c.Type == corev1.PersistentVolumeClaimUnused
+	})
 }
 
 // volumesOf returns the cached volumes that refer to a claim by name.
