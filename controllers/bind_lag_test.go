@@ -499,6 +499,12 @@ func TestASignOfLifeWakesThoseThatOnlyWaitForIt(t *testing.T) {
 	}
 }
 
+// cached returns what the cache has of claim.
+func cached(t *testing.T, claim *corev1.PersistentVolumeClaim) *corev1.PersistentVolumeClaim {
+	t.Helper()
+	return transform(t, transformOf(t, &corev1.PersistentVolumeClaim{}), claim)
+}
+
 func TestWhatOnlyTheClusterWritesToClaims(t *testing.T) {
 	plain := func(*corev1.PersistentVolumeClaim) {}
 	asked := func(c *corev1.PersistentVolumeClaim) {
@@ -512,23 +518,32 @@ func TestWhatOnlyTheClusterWritesToClaims(t *testing.T) {
 			c.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: kind, Status: corev1.ConditionTrue}}
 		}
 	}
-	unused := condition(corev1.PersistentVolumeClaimUnused)
+	bound := boundTo("v")
+	both := func(a, b func(*corev1.PersistentVolumeClaim)) func(*corev1.PersistentVolumeClaim) {
+		return func(c *corev1.PersistentVolumeClaim) { a(c); b(c) }
+	}
+	unused := both(bound, condition(corev1.PersistentVolumeClaimUnused))
+	larger := func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.Resources.Requests, c.Status.Capacity = sized("2Gi"), sized("1Gi")
+	}
 	for what, tt := range map[string]struct {
 		before, after func(*corev1.PersistentVolumeClaim)
 		want          bool
 	}{
-		"nothing":                         {plain, plain, false},
-		"it asks for a volume":            {plain, asked, true},
-		"it has asked before":             {asked, asked, false},
-		"Lost":                            {boundTo("v"), phase(corev1.ClaimLost), true},
-		"put right":                       {phase(corev1.ClaimLost), boundTo("v"), false},
-		"bound":                           {asked, boundTo("v"), false},
-		"no pod uses it":                  {plain, unused, true},
-		"no pod has used it before":       {unused, unused, false},
-		"bound, and the cache holds less": {unused, boundTo("v"), false},
-		"another condition":               {plain, condition(corev1.PersistentVolumeClaimResizing), false},
+		"nothing":                   {plain, plain, false},
+		"it asks for a volume":      {plain, asked, true},
+		"it has asked before":       {asked, asked, false},
+		"Lost":                      {bound, both(bound, phase(corev1.ClaimLost)), true},
+		"put right":                 {both(bound, phase(corev1.ClaimLost)), bound, false},
+		"bound":                     {asked, bound, false},
+		"a pod uses it, or not":     {bound, unused, true},
+		"it has looked before":      {unused, unused, false},
+		"a larger one is asked for": {unused, both(unused, larger), false},
+		"the larger one is there":   {both(unused, larger), unused, false},
+		"another condition":         {plain, condition(corev1.PersistentVolumeClaimResizing), false},
 	} {
-		if got := byCluster(newClaim(tt.before), newClaim(tt.after)); got != tt.want {
+		before, after := cached(t, newClaim(tt.before)), cached(t, newClaim(tt.after))
+		if got := byCluster(before, after); got != tt.want {
 			t.Errorf("%s: %t", what, got)
 		}
 	}

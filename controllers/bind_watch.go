@@ -113,17 +113,19 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 }
 
 // byCluster reports whether it was kube-controller-manager that made after of
-// before: that it asks for a volume, has lost one, or has found the claim to be
-// without pods (pkg/controller/volume/pvcprotection, from Kubernetes 1.37 on) is
-// written by nobody else.
+// before: that it asks for a volume, has lost one, or looks whether pods use a bound
+// claim (pkg/controller/volume/pvcprotection, from Kubernetes 1.37 on) is written by
+// nobody else.
 func byCluster(before, after *corev1.PersistentVolumeClaim) bool {
+	if before.UID != after.UID {
+		return false // nobody knows when it was written
+	}
 	triggered := after.Spec.VolumeName == "" && !isTriggered(before) && isTriggered(after)
 	lost := before.Status.Phase != corev1.ClaimLost && after.Status.Phase == corev1.ClaimLost
 	return triggered || lost || isCalledUnused(after) && !isCalledUnused(before)
 }
 
-// isCalledUnused reports whether claim says of itself whether pods use it. The
-// cache has that of claims that are not bound.
+// isCalledUnused reports whether claim says of itself whether pods use it.
 func isCalledUnused(claim *corev1.PersistentVolumeClaim) bool {
 	return slices.ContainsFunc(claim.Status.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
 		return c.Type == corev1.PersistentVolumeClaimUnused

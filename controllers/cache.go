@@ -36,10 +36,17 @@ func slimClaim(o any) (any, error) {
 			VolumeName:       claim.Spec.VolumeName,
 			StorageClassName: claim.Spec.StorageClassName,
 		}
-		claim.Status = corev1.PersistentVolumeClaimStatus{Phase: claim.Status.Phase}
+		slim := corev1.PersistentVolumeClaimStatus{Phase: claim.Status.Phase}
+		if isCalledUnused(claim) {
+			slim.Conditions = calledUnused
+		}
+		claim.Status = slim
 	}
 	return claim, nil
 }
+
+// calledUnused is what cached claims have left of their conditions, all the same one.
+var calledUnused = []corev1.PersistentVolumeClaimCondition{{Type: corev1.PersistentVolumeClaimUnused}}
 
 func slimVolume(serves func(string) bool) toolscache.TransformFunc {
 	return func(o any) (any, error) {
@@ -50,11 +57,20 @@ func slimVolume(serves func(string) bool) toolscache.TransformFunc {
 		volume.ManagedFields = nil
 		delete(volume.Annotations, corev1.LastAppliedConfigAnnotation)
 		if isTaken(volume) && !serves(volume.Annotations[volumehelpers.AnnDynamicallyProvisioned]) {
-			volume.Labels, volume.Annotations, volume.OwnerReferences = nil, nil, nil
 			volume.Spec = slimSpec(volume.Spec)
+			volume.Labels, volume.Annotations, volume.OwnerReferences = nil, slimAnnotations(volume), nil
 		}
 		return volume, nil
 	}
+}
+
+// slimAnnotations keeps whether a volume that names a directory was provisioned.
+func slimAnnotations(volume *corev1.PersistentVolume) map[string]string {
+	by := volume.Annotations[volumehelpers.AnnDynamicallyProvisioned]
+	if by == "" || pathOf(volume) == "" {
+		return nil
+	}
+	return map[string]string{volumehelpers.AnnDynamicallyProvisioned: by}
 }
 
 // slimSpec keeps whose a volume is and which directory it names, on which nodes:

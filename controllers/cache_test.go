@@ -107,6 +107,9 @@ func TestVolumesAreCachedByWhoseTheyAre(t *testing.T) {
 			want := full.DeepCopy()
 			if tt.slim {
 				want.Labels, want.Annotations = nil, nil
+				if tt.by != "" {
+					want.Annotations = map[string]string{provisionedBy: tt.by}
+				}
 				want.Spec = corev1.PersistentVolumeSpec{ClaimRef: full.Spec.ClaimRef, NodeAffinity: full.Spec.NodeAffinity}
 				want.Spec.HostPath = &corev1.HostPathVolumeSource{Path: "/srv/theirs"}
 			}

@@ -25,7 +25,8 @@ type Directory struct {
 	Path string
 	// Base is the directory of the pool or the share that Path lies in, "" when it is
 	// not known. Volumes of Base itself, and of what is above it, are about the whole
-	// disk or share, as administrators make them for backups: they hold nothing up.
+	// disk or share, as administrators make them by hand for backups: those hold
+	// nothing up.
 	Base string
 	// Server is that of an NFS share, "" for a directory of nodes.
 	Server string
@@ -138,13 +139,18 @@ func namesPath(volume *corev1.PersistentVolume, d Directory) bool {
 		return false
 	}
 	named = path.Clean(named)
-	if !related(named, path.Clean(d.Path)) || d.Base != "" && lies(path.Clean(d.Base), named) {
+	if !related(named, path.Clean(d.Path)) || d.Base != "" && !isProvisioned(volume) && lies(path.Clean(d.Base), named) {
 		return false
 	}
 	if nfs := volume.Spec.NFS; nfs != nil {
 		return d.Server != "" && maySameServer(nfs.Server, d.Server)
 	}
 	return d.Server == ""
+}
+
+// isProvisioned reports whether volume was made by a provisioner, for one claim.
+func isProvisioned(volume *corev1.PersistentVolume) bool {
+	return volume.Annotations[volumehelpers.AnnDynamicallyProvisioned] != ""
 }
 
 // related reports whether two clean paths are the same, or one lies in the other.

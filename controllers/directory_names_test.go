@@ -34,6 +34,11 @@ func onShare(server, path string) *corev1.PersistentVolume {
 	}}
 }
 
+func provisioned(volume *corev1.PersistentVolume) *corev1.PersistentVolume {
+	volume.Annotations = map[string]string{"pv.kubernetes.io/provisioned-by": "example.com/other"}
+	return volume
+}
+
 // TestWhoNamesADirectory: what the keys find and what is compared must come to the same.
 func TestWhoNamesADirectory(t *testing.T) {
 	onNode := Directory{Path: "/srv/berth/ns/data", Node: "node-a"}
@@ -62,6 +67,8 @@ func TestWhoNamesADirectory(t *testing.T) {
 		"the pool, known as such":              {pooled, local("/srv/berth/", onHost("a")), false},
 		"above the pool":                       {pooled, hostPath("/srv", nil), false},
 		"the root above the pool":              {pooled, hostPath("/", nil), false},
+		"the pool, by a provisioner":           {pooled, provisioned(local("/srv/berth", nil)), true},
+		"above the pool, by a provisioner":     {pooled, provisioned(hostPath("/srv", nil)), true},
 		"one above, in the pool":               {pooled, local("/srv/berth/ns", onHost("a")), true},
 		"the same, in the pool":                {pooled, local("/srv/berth/ns/data", onHost("a")), true},
 		"one inside, in the pool":              {pooled, local("/srv/berth/ns/data/x", onHost("a")), true},

@@ -140,6 +140,7 @@ func TestSizeThatMayHaveBeenGrantedIsCarriedThrough(t *testing.T) {
 			claim := s.claim("data")
 			volume := s.expectBound(claim)
 			var failures atomic.Int64
+			tenants := claim.DeepCopy() // the driver is called beside this test
 			driver.OnAsk(func(_ *corev1.PersistentVolume, size int64) (bool, error) {
 				if size != 5*gib {
 					return true, nil
@@ -147,7 +148,7 @@ func TestSizeThatMayHaveBeenGrantedIsCarriedThrough(t *testing.T) {
 				if failures.Add(1) > 2 {
 					return true, nil
 				}
-				patch(s, claim.DeepCopy(), ask(test.request))
+				patch(s, tenants.DeepCopy(), ask(test.request))
 				return true, test.failure
 			})
 			patch(s, claim, ask("5Gi"))

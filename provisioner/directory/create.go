@@ -136,7 +136,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		Quota:          spec.Quota,
 	}}
 	s.index.promise(b.marker)
-	err := p.survey(ctx, b, spec.Adopt)
+	parentsThere, err := p.survey(ctx, b, spec.Adopt)
 	if err == nil {
 		err = s.chooseProject(ctx, &b.marker)
 	}
@@ -145,7 +145,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		return Marker{}, err
 	}
 	s.index.setMade(b.marker)
-	b.marker.Unfinished = !b.marker.Adopted && !s.mkdir.tellUnused()
+	b.marker.Unfinished = !b.marker.Adopted && !(parentsThere && s.plain.has(spec.Path))
 	err = writeMarker(ctx, s.volumes, b.marker)
 	if err == nil {
 		crashpoint.Reach(crashpoint.MarkerWritten)
@@ -163,12 +163,13 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 }
 
 // survey looks at what is there before anything is written, refuses what can't
-// become the volume, and completes the marker.
-func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
+// become the volume, and completes the marker. It reports whether the directory
+// above the volume's is there.
+func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) (parentsThere bool, err error) {
 	m := &b.marker
 	damaged, err := p.recheckDamaged(ctx, b.session)
 	if err != nil {
-		return err
+		return false, err
 	}
 	dir := sharedDir(b.root)
 	defer func() { _ = dir.Close() }()
@@ -181,41 +182,41 @@ func (p *Pool) survey(ctx context.Context, b *builder, adopt bool) error {
 			break
 		}
 		if err != nil {
-			return refuseKind(err, m.Path, path)
+			return false, refuseKind(err, m.Path, path)
 		}
 		_ = dir.Close()
 		dir = child
 		there++
 		if len(damaged) > 0 && !b.index.isAncestor(path, m.Path) {
-			return fmt.Errorf("create volume %s: %s may lie in a volume whose marker can't be trusted: %w", m.Volume, shown(path), damagedMarkers(damaged))
+			return false, fmt.Errorf("create volume %s: %s may lie in a volume whose marker can't be trusted: %w", m.Volume, shown(path), damagedMarkers(damaged))
 		}
 	}
 	for i := len(above) - 1; i >= 0 && (i >= there || b.index.isMade(above[i])); i-- {
 		m.ParentsMade++
 	}
 	if there < len(above) {
-		return missing(adopt, m.Path)
+		return false, missing(adopt, m.Path)
 	}
 	_, leaf := splitPath(m.Path)
 	child, err := dir.Open(ctx, leaf)
 	if notExist(err) {
-		return missing(adopt, m.Path)
+		return true, missing(adopt, m.Path)
 	}
 	if err != nil {
-		return refuseKind(err, m.Path, m.Path)
+		return true, refuseKind(err, m.Path, m.Path)
 	}
 	defer child.Close()
 	if !adopt {
-		return refuseExisting(m.Path)
+		return true, refuseExisting(m.Path)
 	}
 	if err := refusePool(ctx, child, m.Path); err != nil {
-		return err
+		return true, err
 	}
 	if len(damaged) > 0 {
-		return fmt.Errorf("create volume %s: can't adopt %s, which may belong to a volume whose marker can't be trusted: %w", m.Volume, shown(m.Path), damagedMarkers(damaged))
+		return true, fmt.Errorf("create volume %s: can't adopt %s, which may belong to a volume whose marker can't be trusted: %w", m.Volume, shown(m.Path), damagedMarkers(damaged))
 	}
 	m.Adopted = true
-	return nil
+	return true, nil
 }
 
 func refuseExisting(path string) error {
@@ -327,11 +328,11 @@ func (b *builder) finish(ctx context.Context) error {
 // makeLeaf makes the volume's directory, unless it is there and this call may
 // take it for the volume's.
 func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
-	if !b.marker.Unfinished && !b.mkdir.tellUnused() {
+	if !b.marker.Unfinished && !b.plain.has(b.marker.Path) {
 		_, err := parent.Lstat(ctx, leaf)
 		if notExist(err) {
 			err = b.begin(ctx)
-		} else if err == nil {
+		} else if err == nil && !b.fresh {
 			return nil
 		}
 		if err != nil {

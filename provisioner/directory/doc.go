@@ -38,9 +38,8 @@
 // # Who may use a directory
 //
 // Mode and owner of a volume are set once, after its directory was made and
-// before anybody can know of it: until then its mode is 0700 or, on a filesystem
-// that has given a directory another one, its marker says that it is unfinished.
-// What the filesystem gives a new directory does not matter, since it may have
+// before anybody can know of it. Until then its marker says that it is unfinished,
+// or its mode is 0700, as that of the last volume made beside it was. What the filesystem gives a new directory does not matter, since it may have
 // inherited more than was asked for. Afterwards they are a matter of
 // kubelet and of the volume's owner, and are not touched.
 //

@@ -91,7 +91,7 @@ type Marker struct {
 	Unenforced string `json:"unenforced,omitempty"`
 	// Unfinished says that no Create has succeeded yet, so that nobody can be
 	// using the directory, whatever its mode and its owner are. It is written
-	// where the mode of a new directory does not tell (mkdirModes). Only the
+	// where the mode of a new directory does not tell (plainParents). Only the
 	// marker of a volume that is just being made, or of an attempt that has failed
 	// halfway, holds it: versions that don't know it can read all others.
 	Unfinished bool `json:"unfinished,omitempty"`

@@ -50,6 +50,10 @@ func (b *builder) makeParents(ctx context.Context) (_ Dir, err error) {
 }
 
 func (b *builder) makeParent(ctx context.Context, dir Dir, name string) (Dir, error) {
+	// Whoever repeats this has to know that its mode may not be set.
+	if err := b.begin(ctx); err != nil {
+		return nil, err
+	}
 	err := dir.Mkdir(ctx, name, parentMode)
 	if err != nil && !exist(err) {
 		return nil, vanished(err)

@@ -71,7 +71,7 @@ type opened struct {
 	identity identity
 	lock     io.Closer
 	index    *index
-	mkdir    mkdirModes
+	plain    plainParents
 }
 
 // NewPool returns the pool whose base is the root of fs. The base is not looked
@@ -272,7 +272,7 @@ func (p *Pool) open(ctx context.Context, root Dir, initialise bool) (_ *opened, 
 		idx = p.options.Siblings.share(known.ID, idx)
 	}
 	p.closeBase(ctx, root, idx)
-	state := &opened{identity: known, lock: lock, index: idx}
+	state := &opened{identity: known, lock: lock, index: idx, plain: newPlainParents()}
 	p.opened.Store(state)
 	p.wakeUp() // for what a crash left in the trash
 	return state, nil

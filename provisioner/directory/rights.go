@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"sync/atomic"
 	"syscall"
+
+	"k8s.io/utils/lru"
 )
 
 // permissions are the bits of a mode that say who may do what.
@@ -51,22 +52,36 @@ func (b *builder) giveRights(ctx context.Context, dir Dir) error {
 		return fmt.Errorf("set mode and owner of volume %s: %w: it has %s; ask for what the filesystem gives, or have it allow the change", m.Volume, refused, strings.Join(not, ", "))
 	}
 	m.Rights = strings.Join(append(not, unlikeByList(dir, got)...), ", ")
-	if !free {
-		return nil
+	return dir.Sync(ctx) // an earlier attempt may have failed here
+}
+
+// plainParents are the directories in which the last volume's directory that was made
+// had initialMode, and no more by an access list that it inherits. There that mode
+// tells after a crash that a directory has not got its rights; no marker has to,
+// which is half the writes of a Create.
+type plainParents struct{ cache *lru.Cache }
+
+// maxPlainParents bounds how many are known; the others cost a write more.
+const maxPlainParents = 1024
+
+func newPlainParents() plainParents { return plainParents{lru.New(maxPlainParents)} }
+
+// has reports whether the mode of a new directory at path tells that it is unused.
+func (p plainParents) has(path string) bool {
+	parent, _ := splitPath(path)
+	_, plain := p.cache.Get(parent)
+	return plain
+}
+
+// learn notes whether a directory that was just made at path had initialMode.
+func (p plainParents) learn(path string, plain bool) {
+	parent, _ := splitPath(path)
+	if plain {
+		p.cache.Add(parent, nil)
+	} else {
+		p.cache.Remove(parent)
 	}
-	return dir.Sync(ctx)
 }
-
-// mkdirModes is what a filesystem has made of the modes of new directories. As long
-// as each had initialMode, that mode tells after a crash that a directory has not
-// got its rights; no marker has to, which is half the writes of a Create.
-type mkdirModes struct {
-	asked atomic.Bool // a directory had initialMode
-	other atomic.Bool // one had not
-}
-
-// tellUnused reports whether a new directory can be told by its mode.
-func (m *mkdirModes) tellUnused() bool { return m.asked.Load() && !m.other.Load() }
 
 // noteMode learns from a directory that this call has just made.
 func (b *builder) noteMode(ctx context.Context, dir Dir) error {
@@ -74,11 +89,11 @@ func (b *builder) noteMode(ctx context.Context, dir Dir) error {
 	if err != nil {
 		return err
 	}
-	if info.Mode&permissions == initialMode {
-		b.mkdir.asked.Store(true)
+	plain := info.Mode&permissions == initialMode
+	b.plain.learn(b.marker.Path, plain)
+	if plain {
 		return nil
 	}
-	b.mkdir.other.Store(true)
 	return b.begin(ctx)
 }
 

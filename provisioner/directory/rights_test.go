@@ -149,25 +149,26 @@ func TestAMarkerIsWrittenOnceWhereTheModeTells(t *testing.T) {
 	b, writes := newBench(t), map[string]int{}
 	filesystem := &oddfs.FS{Filesystem: local(t, b.base), WroteFile: func(name string, _ []byte) { writes[name]++ }}
 	pool := poolOn(t, filesystem, func(*directory.Options) {})
-	create := func(volume string) int {
+	create := func(volume, parent string) int {
 		t.Helper()
 		spec := strict()
-		spec.Volume, spec.Path = volume, "team/"+volume
+		spec.Volume, spec.Path = volume, parent+"/"+volume
 		_, err := pool.Create(b.ctx, spec)
 		must(t, err)
 		wantAttr(t, b.path(spec.Path), 0o750, *spec.UID, *spec.GID)
 		return writes[volume+".json"]
 	}
 	for _, step := range []struct {
-		volume string
-		gives  uint32
-		want   int
+		volume, parent string
+		gives          uint32
+		want           int
 	}{
-		{"first", 0, 2}, {"second", 0, 1}, {"third", 0, 1},
-		{"inherits", 0o770, 3}, {"next", 0o770, 2}, {"other", 0, 2},
+		{"first", "team", 0, 2}, {"second", "team", 0, 1}, {"third", "team", 0, 1},
+		{"apart", "another", 0, 2}, {"beside", "another", 0, 1},
+		{"inherits", "team", 0o770, 3}, {"next", "team", 0o770, 2}, {"other", "another", 0, 1},
 	} {
 		filesystem.MkdirMode = step.gives
-		if got := create(step.volume); got != step.want {
+		if got := create(step.volume, step.parent); got != step.want {
 			t.Errorf("the marker of %s was written %d times, want %d", step.volume, got, step.want)
 		}
 	}
