@@ -145,7 +145,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		return Marker{}, err
 	}
 	s.index.setMade(b.marker)
-	b.marker.Unfinished = !b.marker.Adopted && !(parentsThere && s.plain.has(spec.Path))
+	b.marker.Unfinished = !b.marker.Adopted && (!parentsThere || !s.plain.has(spec.Path))
 	err = writeMarker(ctx, s.volumes, b.marker)
 	if err == nil {
 		crashpoint.Reach(crashpoint.MarkerWritten)
