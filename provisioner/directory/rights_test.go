@@ -210,6 +210,78 @@ func TestRightsAreSetAfterACrashWhereTheModeTells(t *testing.T) {
 	}
 }
 
+// TestRightsAreSetAfterACrashWhereModesHaveChanged: the directory above was removed, and
+// what is made in its place inherits more.
+func TestRightsAreSetAfterACrashWhereModesHaveChanged(t *testing.T) {
+	for kind, fault := range faultKinds {
+		t.Run(kind, func(t *testing.T) {
+			for nth := 1; nth <= enoughCalls; nth++ {
+				b, spec, hit := newFastBench(t), strict(), false
+				faults := fault(nth, &hit)
+				faults.serialise()
+				before, after := faults.before, faults.after
+				filesystem := &oddfs.FS{Filesystem: local(t, b.base)}
+				faults.Filesystem, faults.before, faults.after = filesystem, nil, nil
+				faulty := poolOn(t, faults, func(*directory.Options) {})
+				earlier := spec
+				earlier.Volume, earlier.Path = "pvc-earlier", "team/earlier"
+				_, err := faulty.Create(b.ctx, earlier)
+				must(t, err)
+				must(t, faulty.Delete(b.ctx, earlier.Volume, directory.Expectation{ClaimUID: earlier.ClaimUID, Path: earlier.Path, OnDelete: earlier.OnDelete}))
+				filesystem.MkdirMode = 0o777
+				faults.before, faults.after = before, after
+				_, failed := faulty.Create(b.ctx, spec)
+				must(t, faulty.Close())
+
+				pool := odd(b, func(f *oddfs.FS) { f.MkdirMode = 0o777 })
+				_, err = pool.Create(b.ctx, spec)
+				must(t, err)
+				wantAttr(t, b.path("team/vol"), 0o750, *spec.UID, *spec.GID)
+				if info, err := os.Stat(b.path("team")); err != nil || info.Mode().Perm() != 0o755 {
+					t.Errorf("mode of the directory above: %v, %v", info.Mode(), err)
+				}
+				must(t, pool.Close())
+				if t.Failed() {
+					t.Fatalf("call %d, which failed with: %v", nth, failed)
+				}
+				if !hit {
+					return
+				}
+			}
+			t.Fatal("the operation never gets through")
+		})
+	}
+}
+
+// TestADirectoryThatAppearsMeanwhileIsRefused, also when it turns out at the same time
+// that the mode of new directories does not tell any more.
+func TestADirectoryThatAppearsMeanwhileIsRefused(t *testing.T) {
+	b := newBench(t)
+	filesystem := &oddfs.FS{Filesystem: local(t, b.base)}
+	pool := poolOn(t, filesystem, func(*directory.Options) {})
+	specOf := func(volume string) directory.Spec {
+		spec := strict()
+		spec.Volume, spec.Path = volume, "team/"+volume
+		return spec
+	}
+	_, err := pool.Create(b.ctx, specOf("first"))
+	must(t, err)
+	filesystem.WroteFile = func(name string, _ []byte) {
+		if name != "second.json" {
+			return
+		}
+		filesystem.WroteFile, filesystem.MkdirMode = nil, 0o770
+		_, err := pool.Create(b.ctx, specOf("beside"))
+		must(t, err)
+		must(t, os.Mkdir(b.path("team/second"), 0o755))
+	}
+	_, err = pool.Create(b.ctx, specOf("second"))
+	wantError(t, "Create", err, directory.ErrExists)
+	if info, err := os.Stat(b.path("team/second")); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("somebody's directory has become %v, %v", info, err)
+	}
+}
+
 // A database closes its directory to all but itself; a controller with an old cache
 // asks for the volume once more.
 func TestRightsThatATenantHasSetStay(t *testing.T) {
