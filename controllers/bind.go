@@ -77,7 +77,6 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	if err := mgr.Add(&lagWatcher{client: r.Client, cache: mgr.GetCache(), lag: r.lag, concerns: r.concerns}); err != nil {
 		return fmt.Errorf("set up bind reconciler: %w", err)
 	}
-	r.Metrics.lag.set(func() (time.Duration, int) { return r.lag.Known(r.pacer.InLine()) })
 	r.pacer = newBindPacer(r.Clock, bindPace{
 		Settle:     r.Grace / 5,
 		Grace:      r.Grace,
@@ -87,6 +86,7 @@ func (r *BindReconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		Quiet:      r.Grace,
 		GiveUp:     10 * r.Grace,
 	})
+	r.Metrics.lag.set(func() (time.Duration, int) { return r.lag.Known(r.pacer.InLine()) })
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("bind").
 		WatchesRawSource(source.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
