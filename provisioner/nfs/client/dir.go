@@ -298,12 +298,25 @@ func (d *Dir) readPage(ctx context.Context, from position) (*page, error) {
 // ReadFile returns the content of the regular file name. It fails with
 // ErrTooLarge when there are more than limit bytes, and with syscall.ELOOP or
 // syscall.EINVAL for anything but a regular file.
-func (d *Dir) ReadFile(ctx context.Context, name string, limit int64) ([]byte, error) {
+func (d *Dir) ReadFile(ctx context.Context, name string, limit int64) (data []byte, err error) {
 	ctx, cancel, err := d.begin(ctx, "read", name)
 	defer cancel()
 	if err != nil {
 		return nil, err
 	}
+	for range replacedWhileRead {
+		if data, err = d.readFile(ctx, name, limit); !errors.Is(err, syscall.ESTALE) {
+			break
+		}
+	}
+	return data, err
+}
+
+// replacedWhileRead bounds how often a file is read anew that was removed or replaced
+// between two calls: by a call, perhaps, that its caller has given up.
+const replacedWhileRead = 3
+
+func (d *Dir) readFile(ctx context.Context, name string, limit int64) ([]byte, error) {
 	handle, info, data, end, err := d.client.protocol.readNamed(ctx, d.handle, name, chunkSize)
 	switch {
 	case err != nil:

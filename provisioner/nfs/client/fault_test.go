@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -213,6 +214,37 @@ func TestUnusedStateIsGivenUp(t *testing.T) {
 		return s.count("destroy_session") == 1 && s.count("destroy_clientid") == 1
 	})
 	must(t, root.Mkdir(t.Context(), "d", 0o755))
+}
+
+// TestAFileThatIsReplacedWhileItIsReadIsReadAnew: a call that its caller has given up
+// may still rename or remove it, between the two that find and read it.
+func TestAFileThatIsReplacedWhileItIsReadIsReadAnew(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, s *server, version client.Version) {
+		const stale = 70
+		root := rootOf(t, s.dial(version))
+		must(t, root.WriteFile(t.Context(), "f", "tmp", []byte("x")))
+		s.answerFirst("read", 1, stale)
+		if data, err := root.ReadFile(t.Context(), "f", 10); err != nil || string(data) != "x" {
+			t.Errorf("ReadFile = %q, %v", data, err)
+		}
+		s.answerFirst("read", 100, stale)
+		if data, err := root.ReadFile(t.Context(), "f", 10); !errors.Is(err, syscall.ESTALE) {
+			t.Errorf("ReadFile of what stays unreadable = %q, %v", data, err)
+		}
+		s.mu.Lock()
+		s.before = func(op string) uint32 {
+			if op != "read" {
+				return 0
+			}
+			_ = os.Remove(filepath.Join(s.base, "f"))
+			return stale
+		}
+		s.mu.Unlock()
+		if data, err := root.ReadFile(t.Context(), "f", 10); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("ReadFile of what was removed meanwhile = %q, %v", data, err)
+		}
+	})
 }
 
 func TestForgottenStateIsMadeAnew(t *testing.T) {
