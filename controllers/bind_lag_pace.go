@@ -13,7 +13,8 @@ type lagPace struct {
 	// makes 20 a second.
 	Read time.Duration
 	// Resync is what a volume costs the worker at a resync that needs no
-	// request, and MaxResync what all of them count for at most.
+	// request, when its machine is busy with other things (a quarter of that on two
+	// idle processors), and MaxResync what all of them count for at most.
 	Resync, MaxResync time.Duration
 	// Leave is the lag from which on volumes are left to kube-controller-manager,
 	// which binds them when it gets there.
@@ -44,7 +45,7 @@ func newLagPace(silence time.Duration) lagPace {
 	return lagPace{
 		Margin:     1500 * time.Millisecond,
 		Read:       55 * time.Millisecond,
-		Resync:     50 * time.Microsecond,
+		Resync:     200 * time.Microsecond,
 		MaxResync:  5 * time.Second,
 		Leave:      10 * time.Second,
 		Stuck:      30 * time.Second,

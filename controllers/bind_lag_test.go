@@ -315,10 +315,10 @@ func TestManyVolumesTakeTimeAtAResync(t *testing.T) {
 	l := newLagTest(t)
 	l.total = 20_000
 	v := l.made("new", corev1.VolumePending)
-	l.pass(500 * time.Millisecond)
+	l.pass(3 * time.Second)
 	l.ClusterLives()
 	l.waits(v, true)
-	l.pass(500 * time.Millisecond)
+	l.pass(1100 * time.Millisecond)
 	l.waits(v, false)
 }
 
