@@ -101,11 +101,14 @@ func (s *storm) done() int {
 // until makes attempts, as the controller does, and reports whether one has
 // succeeded.
 func (s *storm) until(random *rand.Rand, what string, attempt func(ctx context.Context) error) bool {
+	var history []string
 	for begun := time.Now(); ; {
+		attempted := time.Since(begun)
 		err := attempt(s.t.Context())
 		if err == nil {
 			return true
 		}
+		history = append(history, fmt.Sprintf("after %.1fs, for %.1fs: %v", attempted.Seconds(), (time.Since(begun)-attempted).Seconds(), err))
 		s.count(func(t *tally) {
 			t.Errors++
 			if errors.Is(err, directory.ErrOutcomeUnknown) {
@@ -116,7 +119,7 @@ func (s *storm) until(random *rand.Rand, what string, attempt func(ctx context.C
 		lasting := errors.Is(err, directory.ErrExists) || errors.Is(err, directory.ErrNotOwned) || errors.Is(err, directory.ErrDamagedMarker)
 		if lasting || time.Since(begun) > patience {
 			s.count(func(t *tally) { t.Stuck++ })
-			s.t.Errorf("%s is stuck after %s: %v", what, time.Since(begun).Round(time.Second), err)
+			s.t.Errorf("%s is stuck after %s:\n%s", what, time.Since(begun).Round(time.Second), strings.Join(history, "\n"))
 			return false
 		}
 		time.Sleep(time.Duration(200+random.IntN(800)) * time.Millisecond) // the controller's back-off, not a wait for anything

@@ -166,7 +166,7 @@ func TestAnAgentThatHangsIsUnavailableAfterTheTimeout(t *testing.T) {
 	s.endpoints("a", at("n1", "127.0.1.1", true))
 	start := time.Now()
 	wantUnavailable(t, s.call("n1"), fmt.Sprintf("agent on node n1 (127.0.1.1:%d) did not answer within 1s", s.port))
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("after %s", took)
 	}
 }
@@ -195,7 +195,7 @@ func TestASilentAgentDelaysItsOwnCallsOnly(t *testing.T) {
 	for range 200 {
 		s.ok(s.call("n2"))
 	}
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("200 calls to another agent took %s", took)
 	}
 	callers.Wait()

@@ -115,7 +115,7 @@ func TestContextEndsAnything(t *testing.T) {
 			begun := time.Now()
 			_, err := root.Lstat(ctx, "x")
 			cancel()
-			if !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > time.Second {
+			if !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > 3*time.Second {
 				t.Errorf("%s: %v after %v", name, err, time.Since(begun))
 			}
 			s.answerFirst("", 0, 0)
