@@ -77,6 +77,9 @@ func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
 
 	m, err := s.readMarker(ctx, spec.Volume)
 	if notExist(err) {
+		if err := p.settleMissing(ctx, s, spec.Volume); err != nil {
+			return Marker{}, fmt.Errorf("create volume %s: %w", spec.Volume, err)
+		}
 		return p.createNew(ctx, s, spec)
 	}
 	if err != nil {
@@ -91,8 +94,14 @@ func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
 	if spec.Adopt && !m.Adopted {
 		return Marker{}, refuseMade(m)
 	}
+	if err := p.settleFound(ctx, s, m); err != nil {
+		return Marker{}, fmt.Errorf("create volume %s: %w", m.Volume, err)
+	}
 	b := &builder{session: s, marker: m}
 	err = b.build(ctx)
+	if outcomeUnknown(err) {
+		p.unsettled.add(b.marker)
+	}
 	s.index.promise(b.marker)
 	return b.marker, err
 }
@@ -141,7 +150,7 @@ func (p *Pool) createNew(ctx context.Context, s *session, spec Spec) (Marker, er
 		err = s.chooseProject(ctx, &b.marker)
 	}
 	if err != nil {
-		s.index.release(spec.Path)
+		s.index.release(spec.Path, spec.Volume)
 		return Marker{}, err
 	}
 	s.index.setMade(b.marker)
@@ -361,7 +370,8 @@ func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
 func (p *Pool) settle(ctx context.Context, b *builder) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	_ = p.settleMarker(ctx, b.session, b.marker) // if it can't, it is noted
+	p.unsettled.add(b.marker)
+	_ = p.settleMarker(ctx, b.session, b.marker) // if it can't, it stays noted
 }
 
 // takeBack undoes a createNew that failed: it removes what this call made, as

@@ -42,6 +42,9 @@ func (p *Pool) Delete(ctx context.Context, volume string, expect Expectation) er
 	defer leave()
 	m, err := s.readMarker(ctx, volume)
 	if notExist(err) {
+		if err := p.settleMissing(ctx, s, volume); err != nil {
+			return fmt.Errorf("delete volume %s: %w", volume, err)
+		}
 		return s.checkGone(ctx, volume, expect)
 	}
 	if err != nil {
@@ -156,7 +159,7 @@ func (p *Pool) withMarker(ctx context.Context, volume string, f func(*session, M
 	defer leave()
 	m, err := s.readMarker(ctx, volume)
 	if notExist(err) {
-		return nil
+		return p.settleMissing(ctx, s, volume)
 	}
 	if err != nil {
 		return err
@@ -172,11 +175,9 @@ func (s *session) checkGone(ctx context.Context, volume string, expect Expectati
 	if err := CheckPath(expect.Path); err != nil {
 		return fmt.Errorf("delete volume %s: no ownership marker, and %w: %w", volume, err, ErrNotOwned)
 	}
+	s.index.release(expect.Path, volume) // somebody may have removed the marker by hand
 	if expect.OnDelete == OnDeleteRetain {
 		return nil // the marker is all there is to remove
-	}
-	if s.index.ownerOf(expect.Path) == volume {
-		s.index.release(expect.Path) // somebody removed the marker by hand
 	}
 	if s.index.overlaps(expect.Path) {
 		return nil // other volumes are there by now, so this one is gone
@@ -311,7 +312,7 @@ func (s *session) rename(ctx context.Context, path string, into Dir, name string
 // keepMarker moves the marker to the name in into. What is done by the marker
 // is done first.
 func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, name string) error {
-	s.index.leave(m.Path)
+	s.index.leave(m.Path, m.Volume)
 	err := p.prune(ctx, s, m)
 	if err == nil {
 		err = s.volumes.Rename(ctx, m.Volume+markerSuffix, into, name)
@@ -320,7 +321,7 @@ func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, n
 		err = into.Sync(ctx)
 	}
 	if err != nil {
-		s.index.stay(m.Path)
+		s.index.stay(m.Path, m.Volume)
 	} else {
 		s.letGo(m)
 	}
@@ -331,10 +332,10 @@ func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, n
 // empty now, then the marker, if it is still there. In this order a crash
 // leaves something that the next call can go by.
 func (p *Pool) forget(ctx context.Context, s *session, m Marker) (err error) {
-	s.index.leave(m.Path)
+	s.index.leave(m.Path, m.Volume)
 	defer func() {
 		if err != nil {
-			s.index.stay(m.Path)
+			s.index.stay(m.Path, m.Volume)
 			p.unsettled.add(m)
 		}
 	}()
@@ -348,7 +349,8 @@ func (p *Pool) forget(ctx context.Context, s *session, m Marker) (err error) {
 		return fmt.Errorf("remove the marker of volume %s: %w", m.Volume, err)
 	}
 	crashpoint.Reach(crashpoint.MarkerRemoved)
-	s.index.release(m.Path)
+	s.index.release(m.Path, m.Volume)
+	p.unsettled.remove(m.Volume)
 	s.letGo(m)
 	return nil
 }

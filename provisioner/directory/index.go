@@ -139,11 +139,11 @@ func (x *index) checkLocked(path string) error {
 	return nil
 }
 
-// leave notes that the directory at path was moved away.
-func (x *index) leave(path string) {
+// leave notes that the directory of volume, at path, was moved away.
+func (x *index) leave(path, volume string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.owner[path] == "" || x.leaving[path] {
+	if x.owner[path] != volume || x.leaving[path] {
 		return
 	}
 	x.leaving[path] = true
@@ -154,10 +154,12 @@ func (x *index) leave(path string) {
 }
 
 // stay is the opposite of leave.
-func (x *index) stay(path string) {
+func (x *index) stay(path, volume string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.stayLocked(path)
+	if x.owner[path] == volume {
+		x.stayLocked(path)
+	}
 }
 
 func (x *index) stayLocked(path string) {
@@ -171,15 +173,15 @@ func (x *index) stayLocked(path string) {
 	}
 }
 
-// release takes path back.
-func (x *index) release(path string) {
+// release takes path back from volume. That of another volume, which may have
+// got it since, is left.
+func (x *index) release(path, volume string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.owner[path] == "" {
+	if x.owner[path] != volume {
 		return
 	}
 	x.stayLocked(path)
-	volume := x.owner[path]
 	x.forgetLocked(volume)
 	delete(x.owner, path)
 	delete(x.path, volume)
