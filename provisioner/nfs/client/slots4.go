@@ -25,19 +25,27 @@ var (
 	errNoSlot = errors.New("it has not finished as many calls as it takes at a time")
 )
 
-// take waits for a slot, for no longer than patience.
-func (s *state4) take(ctx context.Context, patience time.Duration) (*slot4, error) {
+// take waits for a slot, but not when the server says nothing for patience: one
+// that answers others has only much to do, and who waits keeps the place in line.
+func (p *protocol4) take(ctx context.Context, s *state4, patience time.Duration) (*slot4, error) {
+	begun := time.Now()
 	stuck := time.NewTimer(patience)
 	defer stuck.Stop()
-	select {
-	case slot := <-s.slots:
-		return slot, nil
-	case <-s.life.Done():
-		return nil, errStateLost
-	case <-ctx.Done():
-		return nil, busy(ctx, errNoSlot)
-	case <-stuck.C:
-		return nil, errSilent
+	for {
+		select {
+		case slot := <-s.slots:
+			return slot, nil
+		case <-s.life.Done():
+			return nil, errStateLost
+		case <-ctx.Done():
+			return nil, busy(ctx, errNoSlot)
+		case <-stuck.C:
+			left := patience - p.nfs.silentSince(begun)
+			if left <= 0 {
+				return nil, errSilent
+			}
+			stuck.Reset(left)
+		}
 	}
 }
 
@@ -58,7 +66,7 @@ func (p *protocol4) within(ctx context.Context, s *state4, c change, operations 
 	}
 	var final error
 	err = p.nfs.persist(ctx, c == nil, func(patience time.Duration) (sent bool, err error) {
-		slot, err := s.take(ctx, patience)
+		slot, err := p.take(ctx, s, patience)
 		if errors.Is(err, errStateLost) || errors.Is(err, errNoSlot) {
 			final = err
 			return false, nil

@@ -190,7 +190,10 @@ func (t *transport) unreachable(begun time.Time, err error) error {
 	var errno syscall.Errno
 	switch {
 	case isSilence(err):
-		e.After = min(max(t.silentSince(begun).Round(time.Second/10), time.Second/10), t.options.AnswerTimeout)
+		e.After = min(max(time.Since(begun).Round(time.Second/10), time.Second/10), t.options.AnswerTimeout)
+		if t.silentSince(begun) < t.options.AnswerTimeout {
+			return e // it answers others
+		}
 	case errors.As(err, &errno):
 		e.Err = errno // without the addresses, which are said already
 	default:
