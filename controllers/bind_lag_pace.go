@@ -14,8 +14,8 @@ type lagPace struct {
 	Read time.Duration
 	// Resync is what a volume costs the worker at a resync that needs no
 	// request, when its machine is busy with other things (a quarter of that on two
-	// idle processors), and MaxResync what all of them count for at most.
-	Resync, MaxResync time.Duration
+	// idle processors). All of them count for Leave at most.
+	Resync time.Duration
 	// Leave is the lag from which on volumes are left to kube-controller-manager,
 	// which binds them when it gets there.
 	Leave time.Duration
@@ -46,7 +46,6 @@ func newLagPace(silence time.Duration) lagPace {
 		Margin:     1500 * time.Millisecond,
 		Read:       55 * time.Millisecond,
 		Resync:     200 * time.Microsecond,
-		MaxResync:  5 * time.Second,
 		Leave:      10 * time.Second,
 		Stuck:      30 * time.Second,
 		NewStuck:   time.Second,

@@ -43,7 +43,7 @@ func poll(age time.Duration) time.Duration {
 // need is how old a volume must be for the worker to have read it, by what
 // can't be seen.
 func (l *volumeLag) need(writes int) time.Duration {
-	need := min(time.Duration(l.total)*l.pace.Resync, l.pace.MaxResync)
+	need := min(time.Duration(l.total)*l.pace.Resync, l.pace.Leave)
 	if reads := len(l.reads); reads > 0 {
 		need += time.Duration(reads+writes) * l.pace.Read
 	}

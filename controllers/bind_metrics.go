@@ -9,7 +9,7 @@ import (
 
 var (
 	descLag = prometheus.NewDesc("berth_cluster_volume_lag_seconds",
-		"Lower bound of how far kube-controller-manager is behind with PersistentVolumes, in seconds. From 10 on, or while older volumes wait for it, Berth leaves the binding to it.", nil, nil)
+		"How far kube-controller-manager may be behind with PersistentVolumes, by what Berth sees of it, in seconds. Above 10, or while older volumes wait for it, Berth leaves the binding to it.", nil, nil)
 	descStuck = prometheus.NewDesc("berth_cluster_volumes_stuck",
 		"PersistentVolumes whose phase kube-controller-manager does not write although it has been through younger ones: something refuses the write.", nil, nil)
 )
