@@ -94,14 +94,12 @@ func (p *Pool) Create(ctx context.Context, spec Spec) (Marker, error) {
 	if spec.Adopt && !m.Adopted {
 		return Marker{}, refuseMade(m)
 	}
-	if err := p.settleFound(ctx, s, m); err != nil {
+	if m, err = p.settleFound(ctx, s, m); err != nil {
 		return Marker{}, fmt.Errorf("create volume %s: %w", m.Volume, err)
 	}
 	b := &builder{session: s, marker: m}
 	err = b.build(ctx)
-	if outcomeUnknown(err) {
-		p.unsettled.add(b.marker)
-	}
+	p.addUnknown(s, b.marker, err)
 	s.index.promise(b.marker)
 	return b.marker, err
 }
@@ -370,8 +368,10 @@ func (b *builder) makeLeaf(ctx context.Context, parent Dir, leaf string) error {
 func (p *Pool) settle(ctx context.Context, b *builder) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	p.unsettled.add(b.marker)
-	_ = p.settleMarker(ctx, b.session, b.marker) // if it can't, it stays noted
+	b.index.unsettled.add(p, b.marker)
+	if _, err := b.volumes.Lstat(ctx, b.marker.Volume+markerSuffix); notExist(err) {
+		_ = p.forget(ctx, b.session, b.marker) // if it can't, it stays noted
+	}
 }
 
 // takeBack undoes a createNew that failed: it removes what this call made, as
@@ -385,6 +385,7 @@ func (p *Pool) takeBack(ctx context.Context, b *builder) error {
 		}
 		if err := b.removeEmpty(ctx, b.marker.Path); err != nil {
 			// The marker keeps track of it.
+			p.addUnknown(b.session, b.marker, err)
 			return fmt.Errorf("take back volume %s: %w", b.marker.Volume, err)
 		}
 	}

@@ -102,6 +102,7 @@ func (p *Pool) discard(ctx context.Context, s *session, m Marker) error {
 		}
 	}
 	err := s.removeEmpty(ctx, m.Path)
+	p.addUnknown(s, m, err)
 	if notEmpty(err) {
 		return errors.Join(provisioner.ErrNotEmpty, s.restore(ctx, m))
 	}
@@ -175,26 +176,36 @@ func (s *session) checkGone(ctx context.Context, volume string, expect Expectati
 	if err := CheckPath(expect.Path); err != nil {
 		return fmt.Errorf("delete volume %s: no ownership marker, and %w: %w", volume, err, ErrNotOwned)
 	}
-	s.index.release(expect.Path, volume) // somebody may have removed the marker by hand
 	if expect.OnDelete == OnDeleteRetain {
+		s.index.release(expect.Path, volume)
 		return nil // the marker is all there is to remove
 	}
-	if s.index.overlaps(expect.Path) {
+	if other, _ := s.index.overlapping(expect.Path, volume); other != "" {
 		return nil // other volumes are there by now, so this one is gone
 	}
-	above, leaf := splitPath(expect.Path)
+	there, err := s.exists(ctx, expect.Path)
+	if err != nil {
+		return fmt.Errorf("delete volume %s: no ownership marker: %w", volume, kindError(err))
+	}
+	if !there {
+		s.index.release(expect.Path, volume) // somebody removed the marker by hand
+		return nil
+	}
+	return fmt.Errorf("delete volume %s: no ownership marker for %s, not touching it: %w", volume, shown(expect.Path), ErrNotOwned)
+}
+
+// exists reports whether there is anything at path.
+func (s *session) exists(ctx context.Context, path string) (bool, error) {
+	above, leaf := splitPath(path)
 	parent, err := openPath(ctx, s.root, above)
 	if err == nil {
 		_, err = parent.Lstat(ctx, leaf)
 		_ = parent.Close()
 	}
 	if notExist(err) {
-		return nil
+		return false, nil
 	}
-	if err != nil {
-		return fmt.Errorf("delete volume %s: no ownership marker: %w", volume, kindError(err))
-	}
-	return fmt.Errorf("delete volume %s: no ownership marker for %s, not touching it: %w", volume, shown(expect.Path), ErrNotOwned)
+	return err == nil, err
 }
 
 // checkOwner refuses to act on a marker whose path, by another marker, belongs
@@ -258,6 +269,10 @@ func (p *Pool) moveToArchive(ctx context.Context, s *session, m Marker, archive 
 		}
 		gone, err := p.moveAway(ctx, s, m, archive, name)
 		if exist(err) {
+			there, err := s.exists(ctx, m.Path)
+			if err != nil || !there {
+				return name, err // it was moved, and the answer was lost
+			}
 			continue
 		}
 		if err != nil || !gone {
@@ -322,6 +337,7 @@ func (p *Pool) keepMarker(ctx context.Context, s *session, m Marker, into Dir, n
 	}
 	if err != nil {
 		s.index.stay(m.Path, m.Volume)
+		s.index.unsettled.add(p, m)
 	} else {
 		s.letGo(m)
 	}
@@ -336,7 +352,7 @@ func (p *Pool) forget(ctx context.Context, s *session, m Marker) (err error) {
 	defer func() {
 		if err != nil {
 			s.index.stay(m.Path, m.Volume)
-			p.unsettled.add(m)
+			s.index.unsettled.add(p, m)
 		}
 	}()
 	if err := p.prune(ctx, s, m); err != nil {
@@ -350,7 +366,7 @@ func (p *Pool) forget(ctx context.Context, s *session, m Marker) (err error) {
 	}
 	crashpoint.Reach(crashpoint.MarkerRemoved)
 	s.index.release(m.Path, m.Volume)
-	p.unsettled.remove(m.Volume)
+	s.index.unsettled.remove(p, m.Volume)
 	s.letGo(m)
 	return nil
 }

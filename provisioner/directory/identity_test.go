@@ -270,7 +270,14 @@ type unlockedDir struct{ directory.Dir }
 
 func (d unlockedDir) Open(ctx context.Context, name string) (directory.Dir, error) {
 	dir, err := d.Dir.Open(ctx, name)
-	return unlockedDir{dir}, err
+	if err != nil {
+		return nil, err
+	}
+	return unlockedDir{dir}, nil
+}
+
+func (d unlockedDir) Rename(ctx context.Context, name string, to directory.Dir, newName string) error {
+	return d.Dir.Rename(ctx, name, to.(unlockedDir).Dir, newName)
 }
 
 func (d unlockedDir) Lock(context.Context, string) (io.Closer, error) { return io.NopCloser(nil), nil }

@@ -31,6 +31,8 @@ type index struct {
 	promised int64
 	// projects holds the project ids of the volumes whose sizes are enforced.
 	projects map[string]uint32
+
+	unsettled unsettled
 }
 
 func newIndex() *index {
@@ -110,9 +112,6 @@ func (x *index) overlapping(path, volume string) (other, at string) {
 	}
 	return "", ""
 }
-
-// overlaps reports whether path is, holds, or lies in a volume.
-func (x *index) overlaps(path string) bool { return x.check(path) != nil }
 
 // check refuses a path that is, holds, or lies in a volume.
 func (x *index) check(path string) error {

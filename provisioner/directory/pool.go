@@ -62,8 +62,6 @@ type Pool struct {
 	visits  visits
 	volumes keyedLock
 	wake    chan struct{}
-
-	unsettled unsettled
 }
 
 // opened is what a Pool learns when it first uses its base.

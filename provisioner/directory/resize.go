@@ -33,6 +33,7 @@ func (p *Pool) Resize(ctx context.Context, volume string, expect Expectation, si
 		}
 	}
 	if m == before {
+		s.index.promise(m) // perhaps written by a call whose outcome was unknown
 		return nil
 	}
 	if err := writeMarker(ctx, s.volumes, m); err != nil {
