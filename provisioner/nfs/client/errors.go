@@ -23,8 +23,8 @@ var (
 	// ErrUnreachable says that a server is down, silent, or can't be found; the
 	// error is an UnreachableError.
 	ErrUnreachable = errors.New("unreachable")
-	// ErrBusy says that a server has asked for more time until the call's time
-	// was over.
+	// ErrBusy says that a server that answers others has asked for more time, or
+	// has not answered, until the call's time was over.
 	ErrBusy = errors.New("the server is busy")
 )
 

@@ -51,7 +51,8 @@ func (f *fence) pass(ctx context.Context, c change, patience time.Duration) erro
 	return nil
 }
 
-// close keeps others from what c changes until open is called.
+// close keeps others from what c changes until open is called, and until those
+// are done who have closed it before.
 func (f *fence) close(c change) (open func()) {
 	settled := make(chan struct{})
 	f.mu.Lock()
@@ -59,10 +60,17 @@ func (f *fence) close(c change) (open func()) {
 	if f.pending == nil {
 		f.pending = map[string]<-chan struct{}{}
 	}
+	var before []<-chan struct{}
 	for _, entry := range c {
+		if earlier := f.pending[entry]; earlier != nil {
+			before = append(before, earlier)
+		}
 		f.pending[entry] = settled
 	}
-	return func() {
+	settle := func() {
+		for _, earlier := range before {
+			<-earlier
+		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		close(settled)
@@ -72,6 +80,7 @@ func (f *fence) close(c change) (open func()) {
 			}
 		}
 	}
+	return func() { go settle() }
 }
 
 const (

@@ -184,6 +184,29 @@ func TestChangeIsWaitedForWhenTheConnectionBreaks(t *testing.T) {
 	})
 }
 
+// A session that is lost for another reason says nothing of the calls that the
+// server is at.
+func TestChangeIsWaitedForWhenTheSessionIsLost(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	root := rootOf(t, s.dialWith(s.options(client.Version41), client.PoolOptions{AnswerTimeout: answer}))
+	release := s.stall("mkdir")
+	wantUnknown(t, root.Mkdir(t.Context(), "d", 0o755))
+	s.mu.Lock()
+	s.state = newState4()
+	s.mu.Unlock()
+	must(t, eventuallyNot(t, client.ErrUnreachable, func() error { _, err := root.Stat(t.Context()); return err }))
+	if n := s.count("exchange_id"); n != 2 {
+		t.Fatalf("introduced %d times", n)
+	}
+	if err := root.Rmdir(t.Context(), "d"); !errors.Is(err, client.ErrBusy) {
+		t.Errorf("Rmdir = %v, want ErrBusy", err)
+	}
+	release()
+	must(t, eventuallyNot(t, client.ErrBusy, func() error { return root.Rmdir(t.Context(), "d") }))
+	wantNames(t, s.base)
+}
+
 // eventuallyNot calls f until it fails with something else, or succeeds.
 func eventuallyNot(t *testing.T, other error, f func() error) (err error) {
 	t.Helper()

@@ -174,22 +174,24 @@ func taken4(reply *reply4) bool {
 // for the same sequence id without any operation. A server that has not seen the
 // call takes that for it, and does nothing; one that is at it asks for time or
 // does not answer; one that is done sends the old reply, or says that it can't.
+// When the session ends before, nobody can be asked: as after the loss of a
+// connection, the server may still be at it.
 func (p *protocol4) recover(s *state4, slot *slot4, settled func()) {
-	defer settled()
 	wait := backoff{most: time.Second}
 	for wait.sleep(s.life) {
 		verdict, err := p.probe(s, slot)
 		switch {
 		case err != nil || verdict == slotBusy:
 		case verdict == slotTaken:
+			settled()
 			slot.sequence++
 			s.slots <- slot
 			return
 		default:
 			s.drop()
-			return
 		}
 	}
+	time.AfterFunc(delayAfterLoss, settled)
 }
 
 // probe asks once, and waits for the answer as long as the connection lives.

@@ -184,15 +184,16 @@ func (t *transport) silentSince(begun time.Time) time.Duration {
 	return time.Since(later(begun, time.Unix(0, t.heard.Load())))
 }
 
-// unreachable is the error of a call for which the server could not be reached.
+// unreachable is the error of a call for which the server could not be reached,
+// or which it has not answered.
 func (t *transport) unreachable(begun time.Time, err error) error {
 	e := &UnreachableError{Server: t.address}
 	var errno syscall.Errno
 	switch {
 	case isSilence(err):
 		e.After = min(max(time.Since(begun).Round(time.Second/10), time.Second/10), t.options.AnswerTimeout)
-		if t.silentSince(begun) < t.options.AnswerTimeout {
-			return e // it answers others
+		if t.silentSince(begun) < t.options.AnswerTimeout { // it answers others
+			return fmt.Errorf("%w: it did not answer within %s", ErrBusy, e.After)
 		}
 	case errors.As(err, &errno):
 		e.Err = errno // without the addresses, which are said already
