@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -63,15 +64,20 @@ type volumeLag struct {
 	ours map[string]bool
 	// signs are the volumes that the worker still has to write to.
 	signs map[string]*lagSign
-	// reads are the volumes that cost the worker a read at every resync.
-	reads map[string]bool
+	// reads are the volumes that cost the worker a read at every resync, aside those
+	// that cost one which it does not wait for.
+	reads, aside map[string]bool
+	// spent counts the requests that kube-controller-manager was seen to make with the
+	// client of the worker, and due those that are known to follow.
+	spent, due int
 
 	// read is the youngest volume that the worker is known to have read.
 	read sighting
 	// alive is when kube-controller-manager last gave a sign of life. It is taken
-	// for dead when it is silent for too long, until it gives one.
-	alive time.Time
-	dead  bool
+	// for dead when it is silent for too long, until it gives one. resumed is when it
+	// last gave one after a silence: what it has read in that time nobody knows.
+	alive, resumed time.Time
+	dead           bool
 
 	// progress is when the worker last did what a sign was waiting for.
 	progress time.Time
@@ -93,6 +99,7 @@ type volumeLag struct {
 type sighting struct {
 	place uint64
 	at    time.Time
+	spent int // what volumeLag.spent was
 	// behind says that there were signs already. Every volume may have been in the
 	// worker's queue then, in front of this one: a resync puts all of them there,
 	// and what is in the queue joins it no second time. So whichever claim goes from
@@ -102,9 +109,14 @@ type sighting struct {
 
 // sighted returns what a volume is known by that the watch shows now.
 func (l *volumeLag) sighted() sighting {
-	seen := sighting{place: l.next, at: l.clock.Now(), behind: len(l.signs) > l.stuck}
+	seen := l.now(l.next)
 	l.next++
 	return seen
+}
+
+// now is a sighting of a volume that has the place already, or none.
+func (l *volumeLag) now(place uint64) sighting {
+	return sighting{place: place, at: l.clock.Now(), spent: l.spent, behind: len(l.signs) > l.stuck}
 }
 
 type lagSign struct {
@@ -120,6 +132,7 @@ type lagSign struct {
 type lostClaim struct {
 	due  time.Time
 	wait time.Duration
+	told time.Time // when it was called Lost last
 }
 
 func newVolumeLag(c clock.PassiveClock, pace lagPace) *volumeLag {
@@ -134,6 +147,7 @@ func newVolumeLag(c clock.PassiveClock, pace lagPace) *volumeLag {
 		ours:    map[string]bool{},
 		signs:   map[string]*lagSign{},
 		reads:   map[string]bool{},
+		aside:   map[string]bool{},
 		lost:    map[string]*lostClaim{},
 	}
 }
@@ -162,6 +176,9 @@ const (
 	workNone volumeWork = iota
 	// workRead: a live read of the claim at every resync, which nobody can see.
 	workRead
+	// workAside: a read of the volume at every resync, up to Kubernetes 1.36, by
+	// somebody else with the worker's client.
+	workAside
 	// workWrite: it has to write the volume's phase.
 	workWrite
 )
@@ -187,8 +204,18 @@ func workOf(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim
 		return workWrite
 	case claim != nil:
 		return workRead
+	case volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
+		return workAside
 	}
 	return workNone
+}
+
+// isBoundWithoutPhase reports whether volume and claim are bound to each other, so
+// that all that kube-controller-manager still has to write is the volume's phase.
+// Berth's own binds look like that for a moment.
+func isBoundWithoutPhase(volume *corev1.PersistentVolume, claim *corev1.PersistentVolumeClaim) bool {
+	ref := volume.Spec.ClaimRef
+	return isFresh(volume) && ref != nil && claim != nil && claim.UID == ref.UID && claim.Spec.VolumeName == volume.Name
 }
 
 // VolumeAdded notes a volume that the watch shows for the first time. known says
@@ -202,6 +229,9 @@ func (l *volumeLag) VolumeAdded(volume *corev1.PersistentVolume, known bool) {
 		if known {
 			s.place, s.behind = 0, true // lists have no order
 			l.fresh[volume.Name] = s
+		}
+		if isBoundWithoutPhase(volume, l.claimOf(volume)) { // somebody brought it
+			l.signals(volume.Name)
 		}
 	}
 	l.note(volume)
@@ -231,11 +261,26 @@ func (l *volumeLag) phaseMoved(before, after *corev1.PersistentVolume) {
 		return
 	}
 	l.lives()
+	l.spent += requestsFor(after.Status.Phase)
 	if _, waited := l.signs[name]; waited {
 		l.progress = l.alive
 	}
 	if wasFresh && isFresh(before) {
 		l.proves(seen)
+	}
+}
+
+// requestsFor is what it costs kube-controller-manager's PersistentVolume controller
+// to bring a volume into a phase: a bound one has a claim that is written to twice,
+// the claim of a released one is looked for.
+func requestsFor(phase corev1.PersistentVolumePhase) int {
+	switch phase {
+	case corev1.VolumeBound:
+		return 3
+	case corev1.VolumeReleased:
+		return 2
+	default:
+		return 1
 	}
 }
 
@@ -245,19 +290,44 @@ func isFresh(volume *corev1.PersistentVolume) bool {
 
 // note brings up to date what volume is a sign of.
 func (l *volumeLag) note(volume *corev1.PersistentVolume) {
-	work := workOf(volume, l.claimOf(volume))
-	if work == workRead {
-		l.reads[volume.Name] = true
-	} else {
-		delete(l.reads, volume.Name)
+	claim := l.claimOf(volume)
+	work := workOf(volume, claim)
+	mark(l.reads, volume.Name, work == workRead)
+	mark(l.aside, volume.Name, work == workAside)
+	if work == workWrite {
+		l.signals(volume.Name)
+	} else if !isBoundWithoutPhase(volume, claim) {
+		l.dealtWith(volume.Name)
 	}
-	_, known := l.signs[volume.Name]
-	switch {
-	case work == workWrite && !known:
-		l.signs[volume.Name] = &lagSign{since: l.clock.Now(), place: l.fresh[volume.Name].place}
+}
+
+func mark(set map[string]bool, name string, in bool) {
+	if in {
+		set[name] = true
+	} else {
+		delete(set, name)
+	}
+}
+
+// signals notes that the worker has to write to a volume.
+func (l *volumeLag) signals(name string) {
+	if l.signs[name] != nil {
+		return
+	}
+	l.signs[name] = &lagSign{since: l.clock.Now(), place: l.fresh[name].place}
+	if l.oldest.IsZero() {
 		l.looked = time.Time{}
-	case work != workWrite && known:
-		delete(l.signs, volume.Name)
+	}
+}
+
+// dealtWith notes that the worker has not to write to a volume any more.
+func (l *volumeLag) dealtWith(name string) {
+	sign := l.signs[name]
+	if sign == nil {
+		return
+	}
+	delete(l.signs, name)
+	if l.oldest.IsZero() || !sign.since.After(l.oldest) {
 		l.looked = time.Time{}
 	}
 }
@@ -291,21 +361,27 @@ func (l *volumeLag) forget(name string) {
 	delete(l.waiting, name)
 	delete(l.last, name)
 	delete(l.ours, name)
-	delete(l.signs, name)
 	delete(l.reads, name)
+	delete(l.aside, name)
 	delete(l.lost, name)
-	l.looked = time.Time{}
+	l.dealtWith(name)
 }
 
-// ClusterLives notes that kube-controller-manager has written something.
-func (l *volumeLag) ClusterLives() {
+// ClusterLives notes that kube-controller-manager has written something, with so
+// many requests of its PersistentVolume controller's client.
+func (l *volumeLag) ClusterLives(requests int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.spent += requests
 	l.lives()
 }
 
 func (l *volumeLag) lives() {
-	l.alive, l.dead = l.clock.Now(), false
+	now := l.clock.Now()
+	if now.Sub(l.alive) > l.pace.Pause {
+		l.resumed = now
+	}
+	l.alive, l.dead = now, false
 	for volume := range l.last {
 		l.wake(volume)
 	}
@@ -316,7 +392,6 @@ func (l *volumeLag) lives() {
 func (l *volumeLag) proves(seen sighting) {
 	if seen.place > l.read.place {
 		l.read = seen
-		l.looked = time.Time{}
 	}
 }
 
@@ -337,9 +412,12 @@ func (l *volumeLag) await(volume *corev1.PersistentVolume) sighting {
 	if known {
 		return seen
 	}
-	if isFresh(volume) {
-		seen = l.sight(volume.Name)
-	} else { // a bind that somebody began
+	switch seen, known = l.fresh[volume.Name]; {
+	case known:
+	case isFresh(volume):
+		// The watch is about to show it, in its turn.
+		return l.now(math.MaxUint64)
+	default: // a bind that somebody began
 		seen = l.sighted()
 	}
 	l.waiting[volume.Name] = seen

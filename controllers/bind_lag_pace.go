@@ -25,6 +25,9 @@ type lagPace struct {
 	// way of that of claims. NewStuck is the same for a few new volumes, which join
 	// it themselves.
 	Stuck, NewStuck time.Duration
+	// Pause is how long kube-controller-manager may do nothing and yet be at work, and
+	// Drain what it takes to read what has come meanwhile.
+	Pause, Drain time.Duration
 	// Silence is how long kube-controller-manager may have something to do and
 	// do nothing before it is taken for dead.
 	Silence time.Duration
@@ -49,6 +52,8 @@ func newLagPace(silence time.Duration) lagPace {
 		Leave:      10 * time.Second,
 		Stuck:      30 * time.Second,
 		NewStuck:   time.Second,
+		Pause:      2 * time.Second,
+		Drain:      200 * time.Millisecond,
 		Silence:    silence,
 		Forget:     2 * time.Minute,
 		MaxLearned: 30 * time.Second,

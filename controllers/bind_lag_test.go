@@ -78,11 +78,19 @@ func newLagTest(t *testing.T) *lagTest {
 	l.serves = func(v *corev1.PersistentVolume) bool { return v.Spec.ClaimRef != nil }
 	l.leads = true
 	l.Ready()
-	l.ClusterLives()
+	l.ClusterLives(0)
 	return l
 }
 
 func (l *lagTest) pass(d time.Duration) { l.clock.SetTime(l.clock.Now().Add(d)) }
+
+// busy passes time in which kube-controller-manager does something now and then.
+func (l *lagTest) busy(d time.Duration) {
+	for ; d > 0; d -= time.Second {
+		l.pass(min(d, time.Second))
+		l.ClusterLives(0)
+	}
+}
 
 // made shows a volume that was made for the claim of its name.
 func (l *lagTest) made(name string, phase corev1.PersistentVolumePhase) *corev1.PersistentVolume {
@@ -141,7 +149,7 @@ func TestQuietClusterHasReadAVolumeWhenItLives(t *testing.T) {
 	v := l.made("new", corev1.VolumePending)
 	l.pass(time.Second)
 	l.waits(v, true) // who knows?
-	l.ClusterLives()
+	l.ClusterLives(0)
 	l.waits(v, false)
 }
 
@@ -150,8 +158,7 @@ func TestVolumeWaitsForOlderOnesWhoseClaimsAreGone(t *testing.T) {
 	old := l.made("old", corev1.VolumeBound)
 	l.deletes("old", false)
 	v := l.made("new", corev1.VolumePending)
-	l.pass(5 * time.Second)
-	l.ClusterLives()
+	l.busy(5 * time.Second)
 	l.waits(v, true)
 	l.writes(old, corev1.VolumeReleased)
 	l.waits(v, false)
@@ -163,15 +170,15 @@ func TestSignThatIsMuchYoungerThanTheVolumeDoesNotCount(t *testing.T) {
 	v := l.made("new", corev1.VolumePending)
 	l.pass(l.pace.Margin / 2)
 	l.deletes("old", false)
-	l.ClusterLives()
+	l.ClusterLives(0)
 	l.waits(v, true) // about at the same time: it may have been first
 
 	l.made("old2", corev1.VolumeBound)
 	l.writes(l.volumes["old"], corev1.VolumeReleased)
 	w := l.made("new2", corev1.VolumePending)
-	l.pass(l.pace.Margin * 2)
+	l.busy(l.pace.Margin * 2)
 	l.deletes("old2", false)
-	l.ClusterLives()
+	l.ClusterLives(0)
 	l.waits(w, false)
 }
 
@@ -193,8 +200,7 @@ func TestVolumesThatAreToBecomeAvailableAreASign(t *testing.T) {
 	l := newLagTest(t)
 	s := l.static("static")
 	v := l.made("new", corev1.VolumePending)
-	l.pass(5 * time.Second)
-	l.ClusterLives()
+	l.busy(5 * time.Second)
 	l.waits(v, true)
 	l.writes(s, corev1.VolumeAvailable)
 	l.waits(v, false)
@@ -228,7 +234,7 @@ func TestAYoungerVolumeDoesNotOutweighAnOlderOneThatWaits(t *testing.T) {
 	l.writes(l.static("younger"), corev1.VolumeAvailable)
 	for range 20 {
 		l.pass(time.Second)
-		l.ClusterLives()
+		l.ClusterLives(0)
 		l.waits(v, true)
 	}
 }
@@ -285,8 +291,7 @@ func TestReleasedVolumesOfClaimsMadeAnewTakeTime(t *testing.T) {
 		l.writes(old, corev1.VolumeReleased)
 	}
 	v := l.made("new", corev1.VolumePending)
-	l.pass(5 * time.Second)
-	l.ClusterLives()
+	l.busy(5 * time.Second)
 	l.waits(v, true) // 100 reads at 20 a second
 	l.pass(time.Second)
 	l.waits(v, false)
@@ -299,12 +304,166 @@ func TestReleasedVolumesOfClaimsMadeAnewTakeTime(t *testing.T) {
 	}
 }
 
+// What kube-controller-manager writes in the meantime takes tokens as well as what
+// it is about to write.
+func TestWritesThatWereSeenTakeTimeFromReads(t *testing.T) {
+	l := newLagTest(t)
+	l.costing(100)
+	v := l.made("new", corev1.VolumePending)
+	l.Wait(v, 200)
+	for range 8 {
+		l.pass(time.Second)
+		l.ClusterLives(20)
+	}
+	l.pass(l.pace.Look)
+	if wait, _ := l.Wait(v, 40); wait == 0 {
+		t.Error("8 s, of which 8 were spent on other things, are taken to be enough for 100 reads")
+	}
+}
+
+// So does what it binds of others', by their phases.
+func TestBindsOfOthersTakeTimeFromReads(t *testing.T) {
+	l := newLagTest(t)
+	var foreign []*corev1.PersistentVolume
+	for i := range 60 {
+		foreign = append(foreign, l.made(fmt.Sprint("foreign-", i), corev1.VolumePending))
+	}
+	l.costing(100)
+	v := l.made("new", corev1.VolumePending)
+	for _, f := range foreign {
+		l.pass(100 * time.Millisecond)
+		l.writes(f, corev1.VolumeBound)
+	}
+	l.waits(v, true)
+}
+
+// Up to Kubernetes 1.36 volumes that are to be deleted cost its client a read each,
+// behind which the worker's reads wait.
+func TestReleasedVolumesOfOthersDelayReads(t *testing.T) {
+	l := newLagTest(t)
+	aside := func(n int) {
+		for i := range n {
+			l.show(newOurVolume(corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete, func(v *corev1.PersistentVolume) {
+				v.Name = fmt.Sprint("released-", i)
+				v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: v.Name, UID: "gone"}
+			}))
+		}
+	}
+	aside(100)
+	v := l.made("quick", corev1.VolumePending)
+	l.busy(time.Second)
+	l.waits(v, false) // nobody waits for these alone
+	l.costing(10)
+	v = l.made("new", corev1.VolumePending)
+	l.busy(3 * time.Second)
+	l.waits(v, true)
+	l.busy(4 * time.Second)
+	l.waits(v, false)
+}
+
+// Each costs it a read and a refused write at every resync.
+func TestStuckVolumesTakeTime(t *testing.T) {
+	l := newLagTest(t)
+	for i := range 100 {
+		name := fmt.Sprint("stuck-", i)
+		l.made(name, corev1.VolumeBound)
+		l.deletes(name, false)
+	}
+	l.pass(2 * l.pace.Margin)
+	l.writes(l.made("y", corev1.VolumePending), corev1.VolumeBound)
+	l.waits(l.made("p", corev1.VolumePending), true)
+	l.pass(l.pace.Stuck)
+	if _, stuck := l.Known(0); stuck != 100 {
+		t.Fatalf("%d are stuck", stuck)
+	}
+	v := l.made("new", corev1.VolumePending)
+	l.busy(time.Second)
+	l.waits(v, true)
+}
+
+// A new volume that was passed over may have to wait for a token.
+func TestVolumeThatWaitsForATokenIsNotStuck(t *testing.T) {
+	l := newLagTest(t)
+	l.static("static")
+	l.writes(l.made("y", corev1.VolumePending), corev1.VolumeBound)
+	v := l.made("new", corev1.VolumePending)
+	l.waits(v, true)
+	l.busy(2 * time.Second)
+	l.pass(l.pace.Look)
+	if wait, _ := l.Wait(v, 600); wait == 0 {
+		t.Error("600 writes are due, and it is stuck after two seconds")
+	}
+}
+
+// In a pause nothing was read.
+func TestPauseIsNoTimeToRead(t *testing.T) {
+	l := newLagTest(t)
+	l.costing(100)
+	v := l.made("new", corev1.VolumePending)
+	l.pass(9 * time.Second)
+	l.ClusterLives(0)
+	l.waits(v, true)
+	l.busy(6 * time.Second)
+	l.waits(v, false)
+}
+
+// Somebody brings volumes and claims that are bound to each other: each costs it
+// a write, and is none of Berth's binds.
+func TestVolumesThatAreBroughtBoundAreASign(t *testing.T) {
+	l := newLagTest(t)
+	l.claims["brought"] = newClaim(func(c *corev1.PersistentVolumeClaim) { c.Name, c.UID, c.Spec.VolumeName = "brought", "uid", "brought" })
+	brought := l.show(newOurVolume("", corev1.PersistentVolumeReclaimRetain, func(v *corev1.PersistentVolume) {
+		v.Name = "brought"
+		v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: "brought", UID: "uid"}
+	}))
+	v := l.made("new", corev1.VolumePending)
+	l.busy(time.Second)
+	l.ClaimMoved(types.NamespacedName{Namespace: "ns", Name: "brought"})
+	l.waits(v, true)
+	l.writes(brought, corev1.VolumeBound)
+	l.busy(time.Second)
+	l.waits(v, false)
+
+	ours := l.made("ours", corev1.VolumePending)
+	l.Binds("ours")
+	l.claims["ours"].Spec.VolumeName = "ours"
+	l.ClaimMoved(types.NamespacedName{Namespace: "ns", Name: "ours"})
+	l.waits(v, false)
+	l.writes(ours, corev1.VolumeBound)
+	if len(l.signs) > 0 {
+		t.Errorf("%d signs are left", len(l.signs))
+	}
+}
+
+// The binder may see a volume before it was shown its place.
+func TestVolumeThatWasNotShownIsNotProven(t *testing.T) {
+	l := newLagTest(t)
+	l.costing(100)
+	v := newOurVolume(corev1.VolumePending, corev1.PersistentVolumeReclaimRetain, func(v *corev1.PersistentVolume) { v.Name = "new" })
+	if wait, _ := l.Wait(v, 0); wait == 0 {
+		t.Error("it does not wait")
+	}
+	older := l.made("older", corev1.VolumePending)
+	l.show(v)
+	l.writes(older, corev1.VolumeBound)
+	l.waits(v, true)
+}
+
+// Lost once more, much later, is Lost for the first time.
+func TestClaimThatIsLostAgainMuchLaterIsNotRepairedAtOnce(t *testing.T) {
+	l := newLagTest(t)
+	l.CalledLost("v", time.Second)
+	l.pass(time.Hour)
+	if wait := l.CalledLost("v", time.Second); wait != l.pace.Repair {
+		t.Errorf("it is put right after %s", wait)
+	}
+}
+
 func TestLongLagIsLeftToTheCluster(t *testing.T) {
 	l := newLagTest(t)
 	l.costing(300)
 	v := l.made("new", corev1.VolumePending)
-	l.pass(time.Minute)
-	l.ClusterLives()
+	l.busy(time.Minute)
 	l.waits(v, true) // however old it is: kube-controller-manager binds it
 	younger := l.made("younger", corev1.VolumePending)
 	l.writes(younger, corev1.VolumeBound)
@@ -315,8 +474,7 @@ func TestManyVolumesTakeTimeAtAResync(t *testing.T) {
 	l := newLagTest(t)
 	l.total = 20_000
 	v := l.made("new", corev1.VolumePending)
-	l.pass(3 * time.Second)
-	l.ClusterLives()
+	l.busy(3 * time.Second)
 	l.waits(v, true)
 	l.pass(1100 * time.Millisecond)
 	l.waits(v, false)
@@ -342,12 +500,12 @@ func TestSignThatStaysWhileYoungerVolumesAreReadIsStuck(t *testing.T) {
 			l.pass(2 * l.pace.Margin)
 			v := l.made("new", corev1.VolumePending)
 			l.pass(time.Minute)
-			l.ClusterLives()
+			l.ClusterLives(0)
 			l.waits(v, true)
 			l.writes(v, corev1.VolumeBound) // kube-controller-manager got to it
 			w := l.made("next", corev1.VolumePending)
 			l.pass(l.pace.Look)
-			l.ClusterLives()
+			l.ClusterLives(0)
 			l.waits(w, true)
 			l.pass(tt.patience(l))
 			l.waits(w, false)
@@ -372,7 +530,7 @@ func TestSilentClusterIsTakenForDeadUntilItLives(t *testing.T) {
 	l.Settled(v.Name)
 	w := l.made("next", corev1.VolumePending)
 	l.waits(w, false)
-	l.ClusterLives()
+	l.ClusterLives(0)
 	x := l.made("last", corev1.VolumePending)
 	l.waits(x, true)
 }
@@ -410,7 +568,7 @@ func TestManyVolumesThatArePassedOverAreNotStuckWhileTheyGo(t *testing.T) {
 		l.waits(v, true)
 		l.writes(static, corev1.VolumeAvailable)
 	}
-	l.ClusterLives()
+	l.ClusterLives(0)
 	l.waits(v, false)
 	if _, stuck := l.Known(0); stuck != 0 {
 		t.Errorf("%d signs are stuck", stuck)
@@ -424,8 +582,7 @@ func TestLostClaimTeachesTheLag(t *testing.T) {
 		t.Errorf("the claim is put right after %s, want %s", wait, l.pace.Repair)
 	}
 	v := l.made("new", corev1.VolumePending)
-	l.pass(5 * time.Second)
-	l.ClusterLives()
+	l.busy(5 * time.Second)
 	l.waits(v, true)
 	l.pass(time.Second)
 	l.waits(v, false)
@@ -480,7 +637,7 @@ func TestASignOfLifeWakesThoseThatOnlyWaitForIt(t *testing.T) {
 	l.Wakes(func(volume string) { woken[volume]++ })
 	for _, name := range []string{"ready", "bound", "gone"} {
 		volume := l.made(name, corev1.VolumePending)
-		l.pass(time.Second)
+		l.pass(time.Second / 2)
 		if wait, _ := l.Wait(volume, 0); wait == 0 {
 			t.Fatalf("%s is bound though nobody knows whether kube-controller-manager lives", name)
 		}
@@ -488,9 +645,7 @@ func TestASignOfLifeWakesThoseThatOnlyWaitForIt(t *testing.T) {
 	l.made("not-asked-about", corev1.VolumePending)
 	l.Settled("bound")
 	l.VolumeGone("gone")
-	l.pass(time.Second)
-	l.ClusterLives()
-	l.ClusterLives()
+	l.ClusterLives(0)
 	if len(woken) != 1 || woken["ready"] != 1 {
 		t.Errorf("woken: %v", woken)
 	}
@@ -543,7 +698,7 @@ func TestWhatOnlyTheClusterWritesToClaims(t *testing.T) {
 		"another condition":         {plain, condition(corev1.PersistentVolumeClaimResizing), false},
 	} {
 		before, after := cached(t, newClaim(tt.before)), cached(t, newClaim(tt.after))
-		if got := byCluster(before, after); got != tt.want {
+		if got, requests := byCluster(before, after); got != tt.want || requests > 0 && what == "a pod uses it, or not" {
 			t.Errorf("%s: %t", what, got)
 		}
 	}

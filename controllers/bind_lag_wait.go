@@ -15,9 +15,10 @@ func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Dura
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	seen := l.await(volume)
+	l.due = writes
 	l.look()
 	age := l.clock.Since(seen.at)
-	switch need := l.need(writes); {
+	switch need := l.need(seen, writes); {
 	case !l.ready:
 		return poll(age), "Berth is still reading which volumes there are"
 	case !l.oldest.IsZero() && (seen.behind || l.oldest.Before(seen.at.Add(l.pace.Margin))):
@@ -28,6 +29,8 @@ func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Dura
 		return poll(age), "kube-controller-manager is far behind with volumes, and binds this one when it gets there"
 	case age < need:
 		return min(need-age, poll(age)), "kube-controller-manager may be behind with volumes"
+	case l.resumed.After(seen.at) && l.clock.Since(l.resumed) < max(need, l.pace.Drain):
+		return poll(age), "kube-controller-manager has just begun to do something again"
 	case !l.dead && !l.alive.After(seen.at):
 		l.last[volume.Name] = true
 		return poll(age), "kube-controller-manager has done nothing since the volume is there"
@@ -40,13 +43,16 @@ func poll(age time.Duration) time.Duration {
 	return min(max(age/8, 100*time.Millisecond), time.Second)
 }
 
-// need is how old a volume must be for the worker to have read it, by what
-// can't be seen.
-func (l *volumeLag) need(writes int) time.Duration {
+// need is how old a volume that was seen then must be for the worker to have read
+// it, by what can't be seen, when so many other writes are due.
+func (l *volumeLag) need(seen sighting, writes int) time.Duration {
 	need := min(time.Duration(l.total)*l.pace.Resync, l.pace.Leave)
-	if reads := len(l.reads); reads > 0 {
-		need += time.Duration(reads+writes) * l.pace.Read
+	requests := len(l.reads) + 2*l.stuck // a read, and a write that is refused
+	if len(l.reads) > 0 || l.stuck > fewSigns {
+		// They wait for a token like all that the client was, or is, to do meanwhile.
+		requests += len(l.aside) + writes + l.spent - seen.spent
 	}
+	need += time.Duration(requests) * l.pace.Read
 	return max(need, l.known())
 }
 
@@ -90,7 +96,7 @@ func (l *volumeLag) look() {
 		since = l.alive
 	}
 	// Reads are work that nobody sees.
-	l.dead = l.dead || now.Sub(since) >= l.pace.Silence+l.need(0)
+	l.dead = l.dead || now.Sub(since) >= l.pace.Silence+l.need(l.now(0), 0)
 }
 
 // isPassedOver reports whether the worker has read a volume that is behind that of
@@ -113,6 +119,8 @@ func (l *volumeLag) isStuck(sign *lagSign, now time.Time, passedOver int) bool {
 	if sign.passed.IsZero() {
 		return false
 	}
+	// The worker may be waiting for a token.
+	waits := time.Duration(l.due) * l.pace.Read
 	since, patience := sign.passed, l.pace.Stuck
 	if l.progress.After(since) {
 		since = l.progress
@@ -120,7 +128,7 @@ func (l *volumeLag) isStuck(sign *lagSign, now time.Time, passedOver int) bool {
 	if sign.place > 0 && passedOver <= fewSigns {
 		patience = l.pace.NewStuck
 	}
-	return now.Sub(since) >= patience
+	return now.Sub(since) >= patience+waits
 }
 
 // fewSigns may be stuck at once and be told by their order alone.
@@ -131,8 +139,9 @@ const fewSigns = 3
 func (l *volumeLag) Known(writes int) (lag time.Duration, stuck int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.due = writes
 	l.look()
-	lag = l.need(writes)
+	lag = l.need(l.now(0), writes)
 	if !l.oldest.IsZero() {
 		lag = max(lag, l.clock.Since(l.oldest))
 	}
@@ -147,10 +156,11 @@ func (l *volumeLag) CalledLost(name string, age time.Duration) time.Duration {
 	defer l.mu.Unlock()
 	now := l.clock.Now()
 	lost, again := l.lost[name]
-	if !again {
+	if again = again && now.Sub(lost.told) <= 2*l.pace.MaxRepair; !again {
 		lost = &lostClaim{wait: l.pace.Repair, due: now.Add(l.pace.Repair)}
 		l.lost[name] = lost
 	}
+	lost.told = now
 	if lag := min(2*age, l.pace.MaxLearned); !again && age < l.pace.MaxLearned && lag > l.known() {
 		l.learned, l.learnedAt = lag, now
 	}

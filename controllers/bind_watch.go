@@ -92,8 +92,8 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 			if !ok || !ok2 {
 				return
 			}
-			if byCluster(before, after) {
-				w.lag.ClusterLives()
+			if lives, requests := byCluster(before, after); lives {
+				w.lag.ClusterLives(requests)
 			}
 			if before.UID != after.UID || before.Spec.VolumeName != after.Spec.VolumeName {
 				w.lag.ClaimMoved(client.ObjectKeyFromObject(after))
@@ -104,7 +104,7 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 			if err != nil {
 				return
 			}
-			w.lag.ClusterLives() // it has taken its finalizer off
+			w.lag.ClusterLives(0) // it has taken its finalizer off
 			if namespace, name, err := toolscache.SplitMetaNamespaceKey(key); err == nil {
 				w.lag.ClaimMoved(types.NamespacedName{Namespace: namespace, Name: name})
 			}
@@ -115,14 +115,18 @@ func (w *lagWatcher) claimHandler() toolscache.ResourceEventHandler {
 // byCluster reports whether it was kube-controller-manager that made after of
 // before: that it asks for a volume, has lost one, or looks whether pods use a bound
 // claim (pkg/controller/volume/pvcprotection, from Kubernetes 1.37 on) is written by
-// nobody else.
-func byCluster(before, after *corev1.PersistentVolumeClaim) bool {
+// nobody else. It returns how many requests of its PersistentVolume controller's
+// client that took; the other one has a client of its own.
+func byCluster(before, after *corev1.PersistentVolumeClaim) (lives bool, requests int) {
 	if before.UID != after.UID {
-		return false // nobody knows when it was written
+		return false, 0 // nobody knows when it was written
 	}
 	triggered := after.Spec.VolumeName == "" && !isTriggered(before) && isTriggered(after)
 	lost := before.Status.Phase != corev1.ClaimLost && after.Status.Phase == corev1.ClaimLost
-	return triggered || lost || isCalledUnused(after) && !isCalledUnused(before)
+	if triggered || lost {
+		return true, 1
+	}
+	return isCalledUnused(after) && !isCalledUnused(before), 0
 }
 
 // isCalledUnused reports whether claim says of itself whether pods use it.
