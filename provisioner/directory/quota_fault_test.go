@@ -71,6 +71,9 @@ func TestLimitsConvergeAfterAFault(t *testing.T) {
 					}
 					b.pool = b.open(local(t, b.base))
 					b.restart()
+					if name == "resize" {
+						b.wantCounted(spec)
+					}
 					must(t, op.run(b, b.pool))
 					want := op.limits
 					if want == nil {

@@ -273,3 +273,14 @@ func TestUsageSaysWhatIsEnforced(t *testing.T) {
 		t.Errorf("usage (-want +got):\n%s", diff)
 	}
 }
+
+// wantCounted checks that the volume counts as no smaller than it may become:
+// what is refused because it counts as small must not have been given.
+func (b *quotaBench) wantCounted(spec directory.Spec) {
+	b.t.Helper()
+	m, err := b.pool.Lookup(b.ctx, spec.Volume)
+	must(b.t, err)
+	if limit := b.quota.limits[m.Project]; limit > m.SizeBytes {
+		b.t.Errorf("%s counts as %d bytes, and may have %d", spec.Volume, m.SizeBytes, limit)
+	}
+}

@@ -24,18 +24,22 @@ func (p *Pool) Resize(ctx context.Context, volume string, expect Expectation, si
 	if err := p.checkOwner(s, m); err != nil {
 		return fmt.Errorf("resize volume %s: %w", volume, err)
 	}
-	before := m
-	m.SizeBytes = max(m.SizeBytes, size)
-	if s.limits(m) {
-		// The marker after the limit: writing it makes both durable.
-		if err := m.tolerate(s.raiseAt(ctx, &m)); err != nil {
-			return fmt.Errorf("resize volume %s: %w", volume, err)
+	if size > m.SizeBytes {
+		// Before the limit: should that be raised and nobody hear of it, the volume
+		// counts as so large all the same, and a repeated call finds it so.
+		m.SizeBytes = size
+		if err := writeMarker(ctx, s.volumes, m); err != nil {
+			return err
 		}
 	}
-	if m == before {
-		s.index.promise(m) // perhaps written by a call whose outcome was unknown
+	s.index.promise(m) // perhaps written by a call whose outcome was unknown
+	if !s.limits(m) {
 		return nil
 	}
+	if err := m.tolerate(s.raiseAt(ctx, &m)); err != nil {
+		return fmt.Errorf("resize volume %s: %w", volume, err)
+	}
+	// After the limit once more: that makes the limit durable as well.
 	if err := writeMarker(ctx, s.volumes, m); err != nil {
 		return err
 	}

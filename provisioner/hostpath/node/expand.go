@@ -54,8 +54,10 @@ func (s *Server) expand(ctx context.Context, id wire.VolumeID, wanted, limit int
 	switch {
 	case limit > 0 && v.SizeBytes > limit:
 		return 0, refuse(codes.OutOfRange, "volume %s has %s already, which is more than %s; volumes do not shrink", id.Volume, bytes(v.SizeBytes), bytes(limit))
-	case v.SizeBytes >= wanted:
+	case v.SizeBytes >= wanted && v.Project == 0:
 		return v.SizeBytes, nil
+	case v.SizeBytes >= wanted: // whose limit an earlier call may not have raised
+		return v.SizeBytes, s.resize(ctx, id, v, v.SizeBytes)
 	}
 	space, err := v.look(ctx)
 	if err != nil {
@@ -78,18 +80,19 @@ func (s *Server) expand(ctx context.Context, id wire.VolumeID, wanted, limit int
 		}
 		defer s.ledger.give(v.place, growth.name)
 	}
-	expect := directory.Expectation{ClaimUID: v.ClaimUID, Path: v.Path}
-	if err := v.within(ctx, func() error { return v.Resize(ctx, id.Volume, expect, wanted) }); err != nil {
-		return 0, begun(err)
-	}
-	return wanted, nil
+	return wanted, s.resize(ctx, id, v, wanted)
 }
 
-// begun is what a resize failed with. Its limit may have been raised by then, so
-// even a full disk must not look like a refusal, after which a volume counts as
+func (s *Server) resize(ctx context.Context, id wire.VolumeID, v found, size int64) error {
+	expect := directory.Expectation{ClaimUID: v.ClaimUID, Path: v.Path}
+	return begun(v.within(ctx, func() error { return v.Resize(ctx, id.Volume, expect, size) }))
+}
+
+// begun is what a resize failed with, nil included. The volume may count as larger by
+// then, so even a full disk must not look like a refusal, after which it counts as
 // not having grown.
 func begun(err error) error {
-	if codeOf(err) == codes.ResourceExhausted {
+	if err != nil && codeOf(err) == codes.ResourceExhausted {
 		return withCode(codes.Internal, err)
 	}
 	return err

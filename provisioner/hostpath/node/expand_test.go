@@ -41,8 +41,7 @@ func TestExpansionPromisesMoreAndNeverLess(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 }
 
-// TestExpansionThatBreaksOffIsNoRefusal has no room for the marker, which is written
-// when the limit has been raised.
+// TestExpansionThatBreaksOffIsNoRefusal has no room for the marker.
 func TestExpansionThatBreaksOffIsNoRefusal(t *testing.T) {
 	where := disk(t, "40m,nr_inodes=64")
 	c := onDisks(t, node.DefaultLimits, where)
