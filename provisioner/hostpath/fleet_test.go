@@ -2,6 +2,7 @@ package hostpath_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -67,14 +68,20 @@ func newFleet(t *testing.T, names ...string) *fleet {
 			Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
 		}}
 	}
+	f.restart()
+	return f
+}
+
+// restart replaces the driver by one that knows nothing.
+func (f *fleet) restart() {
+	f.t.Helper()
 	driver, err := hostpath.New(hostpath.Options{
 		Nodes: f, Node: f.node, Clock: f.clock, UnreachableAfter: time.Minute,
 		InUse:   func(_ context.Context, node, _, _ string) (bool, error) { return f.inUse != nil && f.inUse(node), nil },
 		NamedBy: f.askedWhoNames,
 	})
-	must(t, err)
+	must(f.t, err)
 	f.driver = driver
-	return f
 }
 
 func (f *fleet) node(_ context.Context, name string) (*corev1.Node, error) {
@@ -101,8 +108,10 @@ func (f *fleet) Server(ctx context.Context, name string) (csi.ControllerClient, 
 // Names implements hostpath.Nodes.
 func (f *fleet) Names(context.Context) ([]string, error) {
 	var names []string
-	for name := range f.nodes {
-		names = append(names, name)
+	for name, n := range f.nodes {
+		if !errors.Is(n.lost, hostpath.ErrNoServer) {
+			names = append(names, name)
+		}
 	}
 	return names, nil
 }

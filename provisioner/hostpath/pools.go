@@ -101,10 +101,21 @@ func (d *Driver) serving(ctx context.Context, home, id, path string) (string, er
 	if d.pools.has(home, id) {
 		return home, nil
 	}
-	if others := d.pools.nodesWith(id); len(others) == 1 {
-		return others[0], nil
+	others := d.pools.nodesWith(id)
+	if len(others) != 1 {
+		return home, nil
 	}
-	return home, nil
+	if !d.rulesOut(ctx, home, id) {
+		return "", &provisioner.UnavailableError{RetryAfter: poolsDoubted, Err: fmt.Errorf(
+			"node %s has the pool %s, but it is not known yet whether node %s, which the volume names, has it too", others[0], id, home)}
+	}
+	return others[0], nil
+}
+
+// rulesOut reports whether node surely does not have the pool: it has said so, or
+// is gone.
+func (d *Driver) rulesOut(ctx context.Context, node, id string) bool {
+	return d.pools.rulesOut(node, id) || !d.pools.has(node, id) && d.isGone(ctx, node)
 }
 
 // keeps reports whether the only node of this driver has a volume that names
@@ -244,7 +255,7 @@ func (d *Driver) Moved(volume *corev1.PersistentVolume) (from, to string, moved 
 		return "", "", false
 	}
 	nodes := d.pools.nodesWith(id)
-	if len(nodes) != 1 || nodes[0] == from || !d.pools.rulesOut(from, id) {
+	if len(nodes) != 1 || nodes[0] == from || !d.rulesOut(context.Background(), from, id) {
 		return "", "", false
 	}
 	return from, nodes[0], true
@@ -260,7 +271,7 @@ func (d *Driver) Identify(ctx context.Context, volume *corev1.PersistentVolume, 
 		return nil
 	}
 	node, _, _ := strings.Cut(record.Place, "/")
-	if home := about[AnnNode]; home != node && (!d.pools.rulesOut(home, record.Pool) || !d.pools.answers(home) && !d.isGone(ctx, home)) {
+	if home := about[AnnNode]; home != node && (!d.rulesOut(ctx, home, record.Pool) || !d.pools.answers(home) && !d.isGone(ctx, home)) {
 		return nil
 	}
 	return map[string]string{AnnPoolID: record.Pool}

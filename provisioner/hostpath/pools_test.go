@@ -175,6 +175,40 @@ func TestNothingHappensInPoolsThatCantBeToldApart(t *testing.T) {
 	}
 }
 
+// TestACopyIsNotTakenForAMovedDisk when Berth has just started, and the node that
+// the volume names can't say yet that it has the pool.
+func TestACopyIsNotTakenForAMovedDisk(t *testing.T) {
+	for name, silence := range map[string]func(f *fleet){
+		"it has no agent at the moment": func(f *fleet) { f.nodes["a"].lost = fmt.Errorf("node a: %w", hostpath.ErrNoServer) },
+		"its agent does not answer": func(f *fleet) {
+			f.nodes["a"].lost = &provisioner.UnavailableError{RetryAfter: time.Second, Err: errors.New("no answer")}
+		},
+		"its agent is of an older version": func(f *fleet) { f.nodes["a"].older = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, "a", "z")
+			volume := f.provision(on("a"))
+			f.copyTo("a", "b")
+			copied := filepath.Join(f.nodes["b"].base, volume.Annotations["berth.storage/path"])
+			f.restart()
+			silence(f)
+			_ = f.driver.MeetNodes(f.ctx)
+			if from, to, moved := f.driver.Moved(volume); moved {
+				t.Errorf("Moved from %s to %s", from, to)
+			}
+			if err := f.driver.Delete(f.ctx, volume); err == nil {
+				t.Error("Delete = nil")
+			}
+			if _, err := f.driver.Expand(f.ctx, volume, 2<<30); err == nil {
+				t.Error("Expand = nil")
+			}
+			if !exists(volume.Spec.Local.Path) || !exists(copied) {
+				t.Errorf("the volume is there: %t, its copy: %t", exists(volume.Spec.Local.Path), exists(copied))
+			}
+		})
+	}
+}
+
 // TestAPoolIsRememberedWhileItsNodeCantBeAsked, unless there is no such Node.
 func TestAPoolIsRememberedWhileItsNodeCantBeAsked(t *testing.T) {
 	for name, end := range map[string]func(*fleet){

@@ -17,6 +17,7 @@ import (
 // sightings remember which pools nodes have said that they have.
 type sightings struct {
 	clock clock.PassiveClock
+	began time.Time
 
 	mu sync.Mutex
 	// seen holds what directories were found to hold, and where each id was seen.
@@ -25,6 +26,9 @@ type sightings struct {
 	// asked holds when a node has last said which pools it has. An older server
 	// says so too, and names none.
 	asked map[string]time.Time
+	// unsure holds the nodes that have left open, when they were asked last, what a
+	// directory of theirs holds.
+	unsure map[string]bool
 	// servers holds the nodes that had a server when they were listed; nil before.
 	servers map[string]bool
 }
@@ -37,7 +41,8 @@ type sighting struct {
 
 func newSightings(c clock.PassiveClock) *sightings {
 	return &sightings{
-		clock: c, seen: map[string]map[string]sighting{}, ids: map[string]map[provisioner.PoolPlace]bool{}, asked: map[string]time.Time{},
+		clock: c, began: c.Now(), seen: map[string]map[string]sighting{}, ids: map[string]map[provisioner.PoolPlace]bool{},
+		asked: map[string]time.Time{}, unsure: map[string]bool{},
 	}
 }
 
@@ -48,6 +53,7 @@ func (s *sightings) learn(node string, reports []wire.PoolReport, all bool) {
 	defer s.mu.Unlock()
 	now := s.clock.Now()
 	named := map[string]bool{}
+	unsure := len(reports) == 0 // an older server
 	for _, r := range reports {
 		at := provisioner.PoolPlace{Node: node, Directory: r.Directory}
 		named[r.Directory] = true
@@ -57,12 +63,14 @@ func (s *sightings) learn(node string, reports []wire.PoolReport, all bool) {
 			s.addLocked(at, sighting{r.Pool, r.ID, now})
 		case r.Gone:
 			s.dropLocked(at)
+		case s.seen[node][r.Directory].id == "":
+			unsure = true
 		}
 	}
 	if !all {
 		return
 	}
-	s.asked[node] = now
+	s.asked[node], s.unsure[node] = now, unsure
 	for directory := range s.seen[node] {
 		if !named[directory] {
 			s.dropLocked(provisioner.PoolPlace{Node: node, Directory: directory})
@@ -138,16 +146,19 @@ func (s *sightings) heardWithin(node string, age time.Duration) bool {
 // has reports whether node has the pool.
 func (s *sightings) has(node, id string) bool { return slices.Contains(s.nodesWith(id), node) }
 
-// rulesOut reports whether node is known not to have the pool: it has said so, or
-// has no server.
+// rulesOut reports whether node is known not to have the pool: it has said what all
+// its directories hold, or has had no server for long. That there is none at this
+// moment says nothing: its agent may be about to come back.
 func (s *sightings) rulesOut(node, id string) bool {
 	if s.has(node, id) {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, asked := s.asked[node]
-	return asked || s.servers != nil && !s.servers[node]
+	if _, asked := s.asked[node]; asked {
+		return !s.unsure[node]
+	}
+	return s.servers != nil && !s.servers[node] && s.clock.Since(s.began) > poolMemory
 }
 
 // answers reports whether node has a server that has said which pools it has.
