@@ -22,7 +22,8 @@ const namesPage = 500
 type namedPaths struct {
 	reader client.Reader
 	clock  clock.PassiveClock
-	// fresh is for how long a list serves all who are about to discard something.
+	// fresh is for how long a list serves all who are about to discard something, from
+	// when all of it was there: a list that takes longer would serve nobody else.
 	fresh time.Duration
 
 	mu     sync.Mutex
@@ -58,7 +59,7 @@ func (n *namedPaths) by(ctx context.Context, directory, except string) (string, 
 }
 
 func (n *namedPaths) listLocked(ctx context.Context) error {
-	paths, began := map[string][]string{}, n.clock.Now()
+	paths := map[string][]string{}
 	for next := ""; ; {
 		list := &corev1.PersistentVolumeList{}
 		if err := n.reader.List(ctx, list, client.Limit(namesPage), client.Continue(next)); err != nil {
@@ -71,7 +72,7 @@ func (n *namedPaths) listLocked(ctx context.Context) error {
 			}
 		}
 		if next = list.Continue; next == "" {
-			n.paths, n.listed = paths, began
+			n.paths, n.listed = paths, n.clock.Now()
 			return nil
 		}
 	}

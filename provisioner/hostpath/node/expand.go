@@ -92,10 +92,14 @@ func (s *Server) resize(ctx context.Context, id wire.VolumeID, v found, size int
 // then, so even a full disk must not look like a refusal, after which it counts as
 // not having grown.
 func begun(err error) error {
-	if err != nil && codeOf(err) == codes.ResourceExhausted {
-		return withCode(codes.Internal, err)
+	if err == nil {
+		return nil
 	}
-	return err
+	switch codeOf(err) {
+	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable, codes.Aborted:
+		return err // says that itself
+	}
+	return withCode(codes.Internal, err)
 }
 
 // existing returns the volume of an id, whose marker agrees with it, and with what
