@@ -42,12 +42,12 @@ func (f *fleet) rename(from, to string) {
 	f.serve(to, gone.base)
 }
 
-// copyTo has a node serve a copy of another one's directory.
-func (f *fleet) copyTo(from, to string) {
+// copy has node b serve a copy of node a's directory.
+func (f *fleet) copy() {
 	f.t.Helper()
 	base := f.t.TempDir()
-	must(f.t, os.CopyFS(base, os.DirFS(f.nodes[from].base)))
-	f.serve(to, base)
+	must(f.t, os.CopyFS(base, os.DirFS(f.nodes["a"].base)))
+	f.serve("b", base)
 }
 
 func (f *fleet) meet() {
@@ -120,7 +120,7 @@ func TestVolumesOfAMovedDiskAreEnded(t *testing.T) {
 func TestNothingHappensInPoolsThatCantBeToldApart(t *testing.T) {
 	f := newFleet(t, "a", "third")
 	volume := f.provision(on("a"))
-	f.copyTo("a", "b")
+	f.copy()
 	f.meet()
 	shared := f.driver.SharedPools(f.ctx)
 	if len(shared) != 1 || len(shared[0].Places) != 2 || shared[0].ID != volume.Annotations[hostpath.AnnPoolID] {
@@ -188,7 +188,7 @@ func TestACopyIsNotTakenForAMovedDisk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, "a", "z")
 			volume := f.provision(on("a"))
-			f.copyTo("a", "b")
+			f.copy()
 			copied := filepath.Join(f.nodes["b"].base, volume.Annotations["berth.storage/path"])
 			f.restart()
 			silence(f)
@@ -218,7 +218,7 @@ func TestAPoolIsRememberedWhileItsNodeCantBeAsked(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, "a", "z")
 			volume := f.provision(on("a"))
-			f.copyTo("a", "b")
+			f.copy()
 			f.meet()
 			f.nodes["a"].lost = &provisioner.UnavailableError{RetryAfter: time.Second, Err: errors.New("connection refused")}
 			f.pass(time.Minute)
@@ -296,7 +296,7 @@ func TestVolumesWithoutAnIDGetThatOfTheirPool(t *testing.T) {
 	t.Run("not while its node may have it", func(t *testing.T) {
 		f := newFleet(t, "a")
 		volume, _ := unnamed(f)
-		f.copyTo("a", "b")
+		f.copy()
 		f.nodes["a"].lost = fmt.Errorf("node a: %w", hostpath.ErrNoServer)
 		if got := identify(f, volume); got != nil {
 			t.Errorf("Identify = %v", got)
