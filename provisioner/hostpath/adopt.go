@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,8 +43,12 @@ func (d *Driver) adoptAnywhere(ctx context.Context, a attempt) (*corev1.Persiste
 	if err != nil {
 		return nil, d.adoptionRefused(err, a)
 	}
-	d.found.forget(a.PVC.UID) // whatever comes of it, the next attempt looks anew
-	return d.provisionOn(ctx, node, a)
+	volume, err := d.provisionOn(ctx, node, a)
+	var nothing notAdopted
+	if !errors.As(err, &nothing) { // nor is the directory another one since
+		d.found.forget(a.PVC.UID)
+	}
+	return volume, err
 }
 
 // findToAdopt asks the nodes that could have the directory, all at once, unless they
@@ -85,11 +90,17 @@ func (d *Driver) findToAdopt(ctx context.Context, a attempt) (node string, _ err
 }
 
 // couldHave returns the nodes that could have the directory a claim is to get: all
-// that have a server and that the class allows, be they ready, cordoned or not.
+// that have a server, or had the pool lately, and that the class allows, be they ready,
+// cordoned or not.
 func (d *Driver) couldHave(ctx context.Context, a attempt) ([]string, error) {
-	all, err := d.options.Nodes.Names(ctx)
+	all, err := d.names(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("find the nodes that have pools: %w", err)
+		return nil, err
+	}
+	for _, node := range d.pools.nodesIn(a.params.pool) {
+		if !slices.Contains(all, node) {
+			all = append(all, node)
+		}
 	}
 	var names []string
 	for _, name := range all {

@@ -47,7 +47,7 @@ func answerOf(node string, made *csi.Volume, err error) answer {
 		a.finding = begun
 	case err == nil:
 		a.finding = present
-	case errors.Is(err, directory.ErrNoDirectory), errors.Is(err, wire.ErrNoPath), errors.Is(err, ErrNoServer):
+	case errors.Is(err, directory.ErrNoDirectory), errors.Is(err, wire.ErrNoPath):
 		a.finding, a.err = absent, nil
 	case isTyped(err), code == codes.ResourceExhausted, code == codes.OutOfRange:
 		a.finding = unfit

@@ -30,7 +30,7 @@ func TestWhatANodeAnswersAboutADirectory(t *testing.T) {
 		"it has begun the volume":           {ours, nil, begun, ""},
 		"it has nothing":                    {nil, refused(codes.NotFound, fmt.Errorf("pool default: %w", directory.ErrNoDirectory)), absent, ""},
 		"it has no such volume":             {nil, refused(codes.FailedPrecondition, wire.ErrNoPath), absent, ""},
-		"its agent is gone":                 {nil, fmt.Errorf("node n1: %w", ErrNoServer), absent, ""},
+		"its agent is gone":                 {nil, fmt.Errorf("node n1: %w", ErrNoServer), unknown, "node n1"},
 		"the path is another volume's":      {nil, refused(codes.InvalidArgument, provisioner.Infeasible("f", "v", "taken")), unfit, "taken"},
 		"it is there, and there is no room": {nil, refused(codes.ResourceExhausted, errors.New("no room")), unfit, "no room"},
 		"it is there, on too small a disk":  {nil, refused(codes.OutOfRange, errors.New("in all")), unfit, "in all"},

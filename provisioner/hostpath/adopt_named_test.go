@@ -29,6 +29,10 @@ func TestWhatAnotherVolumeNamesIsNotAdopted(t *testing.T) {
 		return "pvc-live", nil
 	}
 	f.wantRefused(opts, request.NamedRetry, `existing: "adopt"`, "PersistentVolume pvc-live names "+want, "Retain")
+	f.wantRefused(opts, request.NamedRetry)
+	if calls := f.nodes["n1"].calls.Load(); calls != 1 {
+		t.Errorf("the other node was asked %d times in a minute", calls)
+	}
 	f.wantNothingMade()
 	f.namedBy = func(_, _, _, _, _ string) (string, error) { return "", errors.New("the API server is down") }
 	if _, _, err := f.driver.Provision(f.ctx, opts); err == nil {

@@ -3,6 +3,7 @@ package hostpath_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -184,6 +185,23 @@ func TestAClaimWaitsForWhoeverCouldHaveItsDirectory(t *testing.T) {
 			f.provision(adopting("n1"))
 		})
 	}
+}
+
+// TestAnAgentThatIsBeingReplacedIsWaitedFor: its node had the pool a moment ago.
+func TestAnAgentThatIsBeingReplacedIsWaitedFor(t *testing.T) {
+	f := newFleet(t, "n1", "n2", "n3")
+	f.use("n3")
+	other := on("n2")
+	other.PVName, other.PVC.UID = "pvc-other", "uid-other"
+	f.provision(other)
+	f.bring("n1", "n2")
+	f.meet()
+	f.nodes["n2"].lost = fmt.Errorf("node n2: %w", hostpath.ErrNoServer)
+	f.meet()
+	f.wantRefused(adopting("n1"), 5*time.Second, "node n2", "waiting for all nodes")
+	f.clock.SetTime(f.clock.Now().Add(11 * time.Minute)) // as long as it is believed to have its pools
+	f.meet()
+	f.provision(adopting("n1"))
 }
 
 // TestAnOlderAgentMakesNothing: one that took the place of one that had answered.

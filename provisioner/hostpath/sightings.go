@@ -195,6 +195,22 @@ func (s *sightings) idsIn(node, pool string) []string {
 	return ids
 }
 
+// nodesIn returns the nodes that a directory of the pool of that name was seen on.
+func (s *sightings) nodesIn(pool string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var nodes []string
+	for node, directories := range s.seen {
+		for _, found := range directories {
+			if found.pool == pool {
+				nodes = append(nodes, node)
+				break
+			}
+		}
+	}
+	return nodes
+}
+
 // places returns where the pool was seen, sorted.
 func (s *sightings) places(id string) []provisioner.PoolPlace {
 	s.mu.Lock()
