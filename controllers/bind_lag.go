@@ -114,7 +114,7 @@ func (l *volumeLag) sighted() sighting {
 	return seen
 }
 
-// now is a sighting of a volume that has the place already, or none.
+// now is the sighting of a volume with that place.
 func (l *volumeLag) now(place uint64) sighting {
 	return sighting{place: place, at: l.clock.Now(), spent: l.spent, behind: len(l.signs) > l.stuck}
 }
@@ -230,7 +230,7 @@ func (l *volumeLag) VolumeAdded(volume *corev1.PersistentVolume, known bool) {
 			s.place, s.behind = 0, true // lists have no order
 			l.fresh[volume.Name] = s
 		}
-		if isBoundWithoutPhase(volume, l.claimOf(volume)) { // somebody brought it
+		if !l.serves(volume) && isBoundWithoutPhase(volume, l.claimOf(volume)) { // somebody brought it
 			l.signals(volume.Name)
 		}
 	}
@@ -241,7 +241,13 @@ func (l *volumeLag) VolumeAdded(volume *corev1.PersistentVolume, known bool) {
 func (l *volumeLag) VolumeChanged(before, after *corev1.PersistentVolume) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if before.Status.Phase != after.Status.Phase {
+	if before.UID != after.UID {
+		l.forget(after.Name) // made anew while nobody looked
+	}
+	if isFresh(after) && l.fresh[after.Name].at.IsZero() {
+		l.sight(after.Name)
+	}
+	if before.UID == after.UID && before.Status.Phase != after.Status.Phase {
 		l.phaseMoved(before, after)
 	}
 	l.note(after)

@@ -395,6 +395,34 @@ func TestVolumeThatWaitsForATokenIsNotStuck(t *testing.T) {
 	}
 }
 
+// A kube-controller-manager that is down has done what it was seen to do.
+func TestWhatADeadClusterHasSpentIsOver(t *testing.T) {
+	l := newLagTest(t)
+	l.costing(10)
+	v := l.made("new", corev1.VolumePending)
+	for range 10 {
+		l.pass(time.Second)
+		l.ClusterLives(20)
+	}
+	l.waits(v, true)
+	l.pass(l.pace.Silence + time.Minute)
+	l.waits(v, false)
+}
+
+// A volume that is made anew under its name while nobody looks is another one.
+func TestVolumeMadeAnewIsSeenAnew(t *testing.T) {
+	l := newLagTest(t)
+	v := l.made("new", corev1.VolumeBound)
+	anew := v.DeepCopy()
+	anew.UID, anew.Status.Phase = "anew", corev1.VolumePending
+	l.volumes["new"] = anew
+	l.claims["new"].Spec.VolumeName = ""
+	l.VolumeChanged(v, anew)
+	l.waits(anew, true)
+	l.busy(time.Second)
+	l.waits(anew, false)
+}
+
 // In a pause nothing was read.
 func TestPauseIsNoTimeToRead(t *testing.T) {
 	l := newLagTest(t)
@@ -411,6 +439,7 @@ func TestPauseIsNoTimeToRead(t *testing.T) {
 // a write, and is none of Berth's binds.
 func TestVolumesThatAreBroughtBoundAreASign(t *testing.T) {
 	l := newLagTest(t)
+	l.serves = func(v *corev1.PersistentVolume) bool { return v.Name == "ours" }
 	l.claims["brought"] = newClaim(func(c *corev1.PersistentVolumeClaim) { c.Name, c.UID, c.Spec.VolumeName = "brought", "uid", "brought" })
 	brought := l.show(newOurVolume("", corev1.PersistentVolumeReclaimRetain, func(v *corev1.PersistentVolume) {
 		v.Name = "brought"

@@ -18,14 +18,14 @@ func (l *volumeLag) Wait(volume *corev1.PersistentVolume, writes int) (time.Dura
 	l.due = writes
 	l.look()
 	age := l.clock.Since(seen.at)
-	switch need := l.need(seen, writes); {
+	switch need, lasting := l.need(seen, writes); {
 	case !l.ready:
 		return poll(age), "Berth is still reading which volumes there are"
 	case !l.oldest.IsZero() && (seen.behind || l.oldest.Before(seen.at.Add(l.pace.Margin))):
 		return poll(age), "kube-controller-manager has older volumes to deal with"
 	case l.read.place > 0 && seen.place <= l.read.place:
 		return 0, ""
-	case need > l.pace.Leave:
+	case lasting > l.pace.Leave:
 		return poll(age), "kube-controller-manager is far behind with volumes, and binds this one when it gets there"
 	case age < need:
 		return min(need-age, poll(age)), "kube-controller-manager may be behind with volumes"
@@ -44,16 +44,18 @@ func poll(age time.Duration) time.Duration {
 }
 
 // need is how old a volume that was seen then must be for the worker to have read
-// it, by what can't be seen, when so many other writes are due.
-func (l *volumeLag) need(seen sighting, writes int) time.Duration {
-	need := min(time.Duration(l.total)*l.pace.Resync, l.pace.Leave)
-	requests := len(l.reads) + 2*l.stuck // a read, and a write that is refused
+// it, by what can't be seen, when so many other writes are due; and what of that any
+// volume needs that is made now.
+func (l *volumeLag) need(seen sighting, writes int) (need, lasting time.Duration) {
+	resync := min(time.Duration(l.total)*l.pace.Resync, l.pace.Leave)
+	requests, meanwhile := len(l.reads)+2*l.stuck, 0 // a stuck volume costs a read, and a write that is refused
 	if len(l.reads) > 0 || l.stuck > fewSigns {
 		// They wait for a token like all that the client was, or is, to do meanwhile.
-		requests += len(l.aside) + writes + l.spent - seen.spent
+		requests += writes
+		meanwhile = len(l.aside) + l.spent - seen.spent
 	}
-	need += time.Duration(requests) * l.pace.Read
-	return max(need, l.known())
+	lasting = max(resync+time.Duration(requests)*l.pace.Read, l.known())
+	return max(lasting, resync+time.Duration(requests+meanwhile)*l.pace.Read), lasting
 }
 
 // known is what of the learned lag is not forgotten yet.
@@ -96,7 +98,8 @@ func (l *volumeLag) look() {
 		since = l.alive
 	}
 	// Reads are work that nobody sees.
-	l.dead = l.dead || now.Sub(since) >= l.pace.Silence+l.need(l.now(0), 0)
+	_, reading := l.need(sighting{}, 0)
+	l.dead = l.dead || now.Sub(since) >= l.pace.Silence+reading
 }
 
 // isPassedOver reports whether the worker has read a volume that is behind that of
@@ -141,7 +144,7 @@ func (l *volumeLag) Known(writes int) (lag time.Duration, stuck int) {
 	defer l.mu.Unlock()
 	l.due = writes
 	l.look()
-	lag = l.need(l.now(0), writes)
+	_, lag = l.need(sighting{}, writes)
 	if !l.oldest.IsZero() {
 		lag = max(lag, l.clock.Since(l.oldest))
 	}

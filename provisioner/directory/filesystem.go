@@ -149,6 +149,9 @@ const TempPrefix = ".tmp-"
 var (
 	// ErrCrossesMount says that a directory is a mount point.
 	ErrCrossesMount = errors.New("is a mount point")
+	// ErrNotMounted says that a base is not the root of a filesystem, which it has to
+	// be.
+	ErrNotMounted = errors.New("is not a mount point")
 	// ErrTooLarge says that a file is larger than its reader allows.
 	ErrTooLarge = errors.New("file too large")
 	// ErrLocked says that another process holds a lock.

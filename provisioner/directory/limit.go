@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/berth-storage/berth/internal/crashpoint"
@@ -128,19 +129,38 @@ func (s *session) raise(ctx context.Context, dir Dir, m *Marker) error {
 // raiseAt is raise for a volume whose directory is not open, unless it has lost
 // its id.
 func (s *session) raiseAt(ctx context.Context, m *Marker) error {
-	dir, err := openPath(ctx, s.root, m.Path)
-	if err != nil {
-		return kindError(err)
-	}
-	defer dir.Close()
-	id, err := s.quota.Project(ctx, dir)
+	dir, err := s.openLimited(ctx, *m)
 	if err != nil {
 		return err
 	}
-	if id != m.Project {
-		return lostProject(*m)
-	}
+	defer dir.Close()
 	return s.raise(ctx, dir, m)
+}
+
+// checkLimit fails if raiseAt surely would.
+func (s *session) checkLimit(ctx context.Context, m Marker) error {
+	dir, err := s.openLimited(ctx, m)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.quota.Check(ctx, s.root), dir.Close())
+}
+
+// openLimited opens the directory of a volume that has an id, unless it has lost it.
+func (s *session) openLimited(ctx context.Context, m Marker) (Dir, error) {
+	dir, err := openPath(ctx, s.root, m.Path)
+	if err != nil {
+		return nil, kindError(err)
+	}
+	id, err := s.quota.Project(ctx, dir)
+	if err == nil && id != m.Project {
+		err = lostProject(m)
+	}
+	if err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	return dir, nil
 }
 
 func lostProject(m Marker) error {

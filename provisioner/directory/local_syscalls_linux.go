@@ -116,7 +116,7 @@ func (l *Local) checkMounted(root *localDir) error {
 		return fmt.Errorf("base %s: this kernel can't tell whether it is mounted: %w", l.base, errors.ErrUnsupported)
 	}
 	if !id.isRoot {
-		return fmt.Errorf("base %s is not a mount point: is the disk mounted?", l.base)
+		return fmt.Errorf("base %s %w: is the disk mounted?", l.base, ErrNotMounted)
 	}
 	within, err := mountRoot(id.mount)
 	if err != nil {

@@ -284,3 +284,25 @@ func (b *quotaBench) wantCounted(spec directory.Spec) {
 		b.t.Errorf("%s counts as %d bytes, and may have %d", spec.Volume, m.SizeBytes, limit)
 	}
 }
+
+// A size that must be enforced, and can't be, is refused before anything counts as
+// larger.
+func TestGrowthThatMustBeEnforcedIsRefusedBeforeItBegins(t *testing.T) {
+	for mode, refused := range map[directory.QuotaMode]bool{directory.QuotaRequired: true, directory.QuotaAuto: false} {
+		b := newQuotaBench(t)
+		spec := limited("pvc-1", "vol", mode)
+		made := b.create(spec)
+		expect := directory.Expectation{ClaimUID: spec.ClaimUID, Path: spec.Path}
+		must(t, b.pool.CheckResize(b.ctx, spec.Volume, expect))
+		b.quota.unsupported = "mounted without quotas"
+		if err := b.pool.CheckResize(b.ctx, spec.Volume, expect); provisioner.IsInfeasible(err) != refused {
+			t.Errorf("%s: CheckResize = %v", mode, err)
+		}
+		other := expect
+		other.ClaimUID = "another"
+		wantError(t, "CheckResize", b.pool.CheckResize(b.ctx, spec.Volume, other), directory.ErrNotOwned)
+		if m, err := b.pool.Lookup(b.ctx, spec.Volume); err != nil || m.SizeBytes != made.SizeBytes {
+			t.Errorf("%s: it counts as %d bytes, %v", mode, m.SizeBytes, err)
+		}
+	}
+}

@@ -44,8 +44,7 @@ func (d *Driver) adoptAnywhere(ctx context.Context, a attempt) (*corev1.Persiste
 		return nil, d.adoptionRefused(err, a)
 	}
 	volume, err := d.provisionOn(ctx, node, a)
-	var nothing notAdopted
-	if !errors.As(err, &nothing) { // nor is the directory another one since
+	if !errors.Is(err, request.ErrNamed) { // nor is the directory another one since
 		d.found.forget(a.PVC.UID)
 	}
 	return volume, err

@@ -80,6 +80,9 @@ func (d *Driver) learn(node string, header metadata.MD, all bool) []wire.PoolRep
 		d.options.Log.Error(err, "A node says something about its pools that can't be understood", "node", node)
 	}
 	d.pools.learn(node, reports, all)
+	if err != nil {
+		d.pools.doubt(node)
+	}
 	return reports
 }
 

@@ -184,6 +184,12 @@ func TestACopyIsNotTakenForAMovedDisk(t *testing.T) {
 			f.nodes["a"].lost = &provisioner.UnavailableError{RetryAfter: time.Second, Err: errors.New("no answer")}
 		},
 		"its agent is of an older version": func(f *fleet) { f.nodes["a"].older = true },
+		"such an agent is being replaced": func(f *fleet) {
+			f.nodes["a"].older = true
+			f.pass(11 * time.Minute)
+			f.meet()
+			f.nodes["a"].lost = fmt.Errorf("node a: %w", hostpath.ErrNoServer)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, "a", "z")

@@ -26,6 +26,8 @@ type sightings struct {
 	// asked holds when a node has last said which pools it has. An older server
 	// says so too, and names none.
 	asked map[string]time.Time
+	// lastServed holds when a node was last listed with a server.
+	lastServed map[string]time.Time
 	// unsure holds the nodes that have left open, when they were asked last, what a
 	// directory of theirs holds.
 	unsure map[string]bool
@@ -42,7 +44,7 @@ type sighting struct {
 func newSightings(c clock.PassiveClock) *sightings {
 	return &sightings{
 		clock: c, began: c.Now(), seen: map[string]map[string]sighting{}, ids: map[string]map[provisioner.PoolPlace]bool{},
-		asked: map[string]time.Time{}, unsure: map[string]bool{},
+		asked: map[string]time.Time{}, unsure: map[string]bool{}, lastServed: map[string]time.Time{},
 	}
 }
 
@@ -123,9 +125,12 @@ func (s *sightings) served(names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.servers = map[string]bool{}
+	now := s.clock.Now()
 	for _, name := range names {
 		s.servers[name] = true
+		s.lastServed[name] = now
 	}
+	maps.DeleteFunc(s.lastServed, func(_ string, at time.Time) bool { return now.Sub(at) > poolMemory })
 	for node := range s.seen {
 		if !s.servers[node] {
 			s.forgetLocked(node, false)
@@ -158,7 +163,18 @@ func (s *sightings) rulesOut(node, id string) bool {
 	if _, asked := s.asked[node]; asked {
 		return !s.unsure[node]
 	}
-	return s.servers != nil && !s.servers[node] && s.clock.Since(s.began) > poolMemory
+	since := s.began
+	if served := s.lastServed[node]; served.After(since) {
+		since = served
+	}
+	return s.servers != nil && !s.servers[node] && s.clock.Since(since) > poolMemory
+}
+
+// doubt notes that what a node has said is not all.
+func (s *sightings) doubt(node string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsure[node] = true
 }
 
 // answers reports whether node has a server that has said which pools it has.

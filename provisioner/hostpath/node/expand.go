@@ -80,6 +80,10 @@ func (s *Server) expand(ctx context.Context, id wire.VolumeID, wanted, limit int
 		}
 		defer s.ledger.give(v.place, growth.name)
 	}
+	expect := directory.Expectation{ClaimUID: v.ClaimUID, Path: v.Path}
+	if err := v.within(ctx, func() error { return v.CheckResize(ctx, id.Volume, expect) }); err != nil {
+		return 0, err
+	}
 	return wanted, s.resize(ctx, id, v, wanted)
 }
 

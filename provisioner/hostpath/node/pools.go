@@ -51,7 +51,7 @@ func (p *place) report(ctx context.Context) wire.PoolReport {
 // isGone reports whether err says that a directory is not the pool it was, if it
 // ever was one.
 func isGone(err error) bool {
-	for _, known := range []error{directory.ErrNotInitialised, directory.ErrWrongPool, fs.ErrNotExist, syscall.ENOTDIR} {
+	for _, known := range []error{directory.ErrNotInitialised, directory.ErrWrongPool, directory.ErrNotMounted, fs.ErrNotExist, syscall.ENOTDIR} {
 		if errors.Is(err, known) {
 			return true
 		}
