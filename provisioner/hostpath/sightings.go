@@ -137,6 +137,7 @@ func (s *sightings) served(names []string) {
 		}
 	}
 	maps.DeleteFunc(s.asked, func(node string, _ time.Time) bool { return !s.servers[node] })
+	maps.DeleteFunc(s.unsure, func(node string, _ bool) bool { return !s.servers[node] })
 }
 
 // heardWithin reports whether node has said which pools it has, no longer ago than

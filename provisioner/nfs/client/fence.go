@@ -62,7 +62,7 @@ func (f *fence) close(c change) (open func()) {
 	}
 	var before []<-chan struct{}
 	for _, entry := range c {
-		if earlier := f.pending[entry]; earlier != nil {
+		if earlier := f.pending[entry]; earlier != nil && earlier != settled {
 			before = append(before, earlier)
 		}
 		f.pending[entry] = settled

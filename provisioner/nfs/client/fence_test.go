@@ -7,6 +7,18 @@ import (
 	"time"
 )
 
+// A change that names an entry twice does not wait for itself.
+func TestFenceOpensForAChangeOfOneEntryTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f fence
+		c := append(changes([]byte("dir"), "d"), changes([]byte("dir"), "d")...)
+		f.close(c)()
+		if err := f.pass(t.Context(), c, time.Second); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Of two changes of an entry that are under way, both are waited for, in whatever
 // order they end.
 func TestFenceWaitsForAllChanges(t *testing.T) {
